@@ -1,0 +1,1 @@
+"""Typed configuration and the model manifest. Imports nothing heavy."""

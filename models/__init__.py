@@ -1,0 +1,1 @@
+"""Networks, losses, training and export (PyTorch). Importing this package itself imports no torch."""

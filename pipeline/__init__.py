@@ -1,0 +1,1 @@
+"""The chain from raw frames to safe frames."""
