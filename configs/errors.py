@@ -2,7 +2,7 @@
 
     KeyfaceError
     +-- UsageError            exit 2   a bad option, path or combination
-    +-- KeyError_             exit 3   key file missing, wrong size, wrong passphrase
+    +-- KeyFileError          exit 3   key file missing, wrong size, wrong passphrase
     +-- ModelStoreError       exit 4   weights missing, offline, hash mismatch
     +-- EngineError           exit 5   a back-end missing, or an output of wrong shape or not finite
     +-- MediaError            exit 6   a source that cannot be read, a sink that cannot be written
@@ -39,7 +39,7 @@ class UsageError(KeyfaceError):
     exit_code = 2
 
 
-class KeyError_(KeyfaceError):
+class KeyFileError(KeyfaceError):
     """A key file that is missing, of the wrong size or locked by another passphrase."""
 
     exit_code = 3
