@@ -1,0 +1,20 @@
+"""Builders of derived models: files that the store makes from other verified files.
+
+A builder is `build(inputs, output) -> None`: `inputs` maps manifest entry names to verified local
+paths, `output` is a temporary path that the builder must fill completely. The store hashes the file,
+renames it into place and notes the hashes of inputs and output beside it, so a builder never handles
+caching. The same inputs must give the same bytes: no time stamps, no unseeded randomness. A builder
+raises `ModelStoreError` for inputs that it cannot use.
+
+When a builder's result changes, raise `builder_version` in configs/models.toml: existing files are
+then rebuilt. Heavy imports belong inside the builder functions, so that listing models stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Builder = Callable[[Mapping[str, Path], Path], None]
+
+BUILDERS: dict[str, Builder] = {}
