@@ -17,8 +17,16 @@ import numpy.typing as npt
 ImageRgb = npt.NDArray[np.uint8]
 
 RedactionReason = Literal[
-    "no_landmarks", "predicted_only", "late_detection", "extreme_pose", "reenactment_failed",
-    "too_small", "stage_failed", "timed_out", "requested", "implausible",
+    "no_landmarks",
+    "predicted_only",
+    "late_detection",
+    "extreme_pose",
+    "reenactment_failed",
+    "too_small",
+    "stage_failed",
+    "timed_out",
+    "requested",
+    "implausible",
 ]
 
 
@@ -98,7 +106,11 @@ class SafeFrame:
 
 
 def seal(
-    frame: Frame, image_rgb: ImageRgb, *, redactions: tuple[Redaction, ...] = (), replaced: tuple[int, ...] = ()
+    frame: Frame,
+    image_rgb: ImageRgb,
+    *,
+    redactions: tuple[Redaction, ...] = (),
+    replaced: tuple[int, ...] = (),
 ) -> SafeFrame:
     """Declares `image_rgb` safe for sinks. To be imported by pipeline.redact and pipeline.paste only
     (a test scans the sources for others)."""
