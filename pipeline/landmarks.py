@@ -1,0 +1,235 @@
+"""478 landmarks, 52 blendshapes and head pose of one face.
+
+`Landmarker` is the seam; this file has the default back-end, which runs the two networks of MediaPipe's
+face landmarker through an engine, with MediaPipe's own crop: a square around the face, enlarged 1.5
+times, turned so that the line between the eyes is level. Others: `landmarks_mediapipe`,
+`landmarks_face_alignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.frame import ImageRgb
+from keyface.pipeline.geometry import F64, apply_affine, pose_from_mesh
+
+CROP_SIZE = 256
+N_POINTS = 478
+ROI_SCALE = 1.5
+_EYE_CORNERS = (33, 263)  # outer corners, right and left
+
+# The landmarks that the blendshape network reads: kLandmarksSubsetIdxs in MediaPipe's
+# face_blendshapes_graph.cc (Apache-2.0).
+BLENDSHAPE_INPUT_INDEX = np.array([
+    0, 1, 4, 5, 6, 7, 8, 10, 13, 14, 17, 21, 33, 37, 39, 40, 46, 52, 53, 54, 55, 58, 61, 63, 65, 66, 67,
+    70, 78, 80, 81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 127, 132, 133, 136, 144, 145, 146,
+    148, 149, 150, 152, 153, 154, 155, 157, 158, 159, 160, 161, 162, 163, 168, 172, 173, 176, 178, 181,
+    185, 191, 195, 197, 234, 246, 249, 251, 263, 267, 269, 270, 276, 282, 283, 284, 285, 288, 291, 293,
+    295, 296, 297, 300, 308, 310, 311, 312, 314, 317, 318, 321, 323, 324, 332, 334, 336, 338, 356, 361,
+    362, 365, 373, 374, 375, 377, 378, 379, 380, 381, 382, 384, 385, 386, 387, 388, 389, 390, 397, 398,
+    400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477,
+])  # fmt: skip
+
+
+class Landmarker(Protocol):
+    """Finds the mesh of one face.
+
+    `detect` takes uint8 (H, W, 3) RGB and one or more hints, the most precise of which is used:
+    `previous`, the face's mesh in the frame before; `points_5`, (5, 2) px; `box_xyxy`, (4,) px. It returns
+    None when no face is found there. It never raises for what the picture shows, only `EngineError`
+    when the networks fail. Not thread-safe: open, use and close on one thread.
+    """
+
+    def detect(
+        self,
+        image_rgb: ImageRgb,
+        *,
+        points_5: F32 | None = None,
+        box_xyxy: F32 | None = None,
+        previous: FaceMesh | None = None,
+    ) -> FaceMesh | None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Roi:
+    """A turned square: centre_xy px, side_px, angle_rad (clockwise in the image)."""
+
+    centre_xy: tuple[float, float]
+    side_px: float
+    angle_rad: float
+
+    def frame_from_crop(self, size: int = CROP_SIZE) -> F32:
+        """(2, 3): crop pixel (0, 0) is the square's first corner, (size, size) the opposite one."""
+        scale = self.side_px / size
+        cos, sin = np.cos(self.angle_rad) * scale, np.sin(self.angle_rad) * scale
+        linear = np.array([[cos, -sin], [sin, cos]])
+        shift = np.asarray(self.centre_xy) - linear @ np.array([size / 2, size / 2])
+        return np.column_stack([linear, shift]).astype(np.float32)
+
+
+def roi_from_points(points_xyz: F32) -> Roi:
+    """The square in which MediaPipe looks for the face again, from its (478, 2 or 3) landmarks, px."""
+    low, high = points_xyz[:, :2].min(0), points_xyz[:, :2].max(0)
+    right, left = points_xyz[_EYE_CORNERS[0], :2], points_xyz[_EYE_CORNERS[1], :2]
+    return _roi(low, high, right, left)
+
+
+def roi_from_box(box_xyxy: F32, points_5: F32 | None = None) -> Roi:
+    """The square for a detection: box (4,) px, and (5, 2) px for the turn (none: upright)."""
+    right, left = (points_5[0], points_5[1]) if points_5 is not None else (np.zeros(2), np.array([1.0, 0.0]))
+    return _roi(box_xyxy[:2], box_xyxy[2:], right, left)
+
+
+def _roi(low: F32, high: F32, right: F32, left: F32) -> Roi:
+    centre = (low + high) / 2
+    angle = float(np.arctan2(left[1] - right[1], left[0] - right[0]))
+    side = max(float((high - low).max()) * ROI_SCALE, 2.0)
+    return Roi((float(centre[0]), float(centre[1])), side, angle)
+
+
+def box_from_points_5(points_5: F32) -> F32:
+    """A face's box guessed from (5, 2) px: as wide and high as the landmarks' box usually is."""
+    eyes, mouth = points_5[:2].mean(0), points_5[3:].mean(0)
+    unit = max(float(np.hypot(*(points_5[1] - points_5[0]))), float(np.hypot(*(mouth - eyes))))
+    centre = eyes * 0.55 + mouth * 0.45
+    half = np.array([1.15 * unit, 1.35 * unit])
+    return np.concatenate([centre - half, centre + half]).astype(np.float32)
+
+
+def crop_roi(image_rgb: ImageRgb, roi: Roi, size: int = CROP_SIZE) -> ImageRgb:
+    """uint8 (size, size, 3). Bilinear with the border repeated, as MediaPipe does on a CPU; a square more
+    than twice the size is shrunk by areas first, since bilinear alone would alias."""
+    matrix = roi.frame_from_crop(size).astype(np.float64)
+    shrink = roi.side_px / size
+    if shrink > 2.0:
+        image_rgb, matrix = _shrink_around(image_rgb, roi, matrix, 2.0 / shrink)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    crop = cv2.warpAffine(image_rgb, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(crop, np.uint8)
+
+
+def _shrink_around(image_rgb: ImageRgb, roi: Roi, matrix: F64, factor: float) -> tuple[ImageRgb, F64]:
+    """Only the part that the square touches is resized."""
+    reach = roi.side_px * 0.75
+    height, width = image_rgb.shape[:2]
+    x0, x1 = (int(np.clip(roi.centre_xy[0] + d, 0, width)) for d in (-reach, reach))
+    y0, y1 = (int(np.clip(roi.centre_xy[1] + d, 0, height)) for d in (-reach, reach))
+    if x1 - x0 < 2 or y1 - y0 < 2:
+        return image_rgb, matrix
+    part = image_rgb[y0:y1, x0:x1]
+    size_wh = (max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor)))
+    small = cv2.resize(part, size_wh, interpolation=cv2.INTER_AREA)
+    fx, fy = size_wh[0] / (x1 - x0), size_wh[1] / (y1 - y0)
+    # Pixel centres: small = (large - origin + 0.5) * f - 0.5.
+    to_small = np.array([[fx, 0, (0.5 - x0) * fx - 0.5], [0, fy, (0.5 - y0) * fy - 0.5]])
+    linear = to_small[:, :2] @ matrix
+    linear[:, 2] += to_small[:, 2]
+    return np.asarray(small, np.uint8), linear
+
+
+class _Runs(Protocol):
+    """The part of an engine that is used here."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class _LiteRt:
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(str(path), num_threads=threads)
+        self._interpreter.allocate_tensors()
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        it = self._interpreter
+        for d in it.get_input_details():
+            it.set_tensor(d["index"], inputs[d["name"]])
+        it.invoke()
+        return {d["name"]: it.get_tensor(d["index"]) for d in it.get_output_details()}
+
+    def close(self) -> None:
+        self._interpreter = None
+
+
+class LiteRtLandmarker:
+    """MediaPipe's mesh and blendshape networks through two engines.
+
+    Args:
+        mesh_engine: `face_mesh`: input_12 (1, 256, 256, 3) RGB [0, 1] -> Identity (1, 1, 1, 1434) crop px,
+            Identity_1 (1, 1, 1, 1) presence logit.
+        blendshape_engine: `face_blendshapes`: (1, 146, 2) px -> (52,). Both are closed by `close`.
+        min_score: below it `detect` returns None.
+        refine: look twice, the second time in the square that the first mesh gives, whenever there is no
+            previous mesh: a detector's box fits less well than a mesh's.
+    """
+
+    def __init__(
+        self, mesh_engine: _Runs, blendshape_engine: _Runs, *, min_score: float = 0.5, refine: bool = True
+    ) -> None:
+        self._mesh_engine = mesh_engine
+        self._blendshape_engine = blendshape_engine
+        self._min_score = min_score
+        self._refine = refine
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, threads: int = 1, refine: bool = True) -> LiteRtLandmarker:
+        """From a folder that holds the members of MediaPipe's .task archive."""
+        mesh = _LiteRt(Path(folder) / "face_landmarks_detector.tflite", threads)
+        return cls(mesh, _LiteRt(Path(folder) / "face_blendshapes.tflite", threads), refine=refine)
+
+    def detect(
+        self,
+        image_rgb: ImageRgb,
+        *,
+        points_5: F32 | None = None,
+        box_xyxy: F32 | None = None,
+        previous: FaceMesh | None = None,
+    ) -> FaceMesh | None:
+        """See `Landmarker`. Raises ValueError without any hint."""
+        if previous is not None:
+            roi = roi_from_points(previous.points_xyz)
+        elif box_xyxy is not None:
+            roi = roi_from_box(box_xyxy, points_5)
+        elif points_5 is not None:
+            roi = roi_from_box(box_from_points_5(points_5), points_5)
+        else:
+            raise ValueError("landmarks: got no hint, want points_5, box_xyxy or previous")
+        points, score = self._look(image_rgb, roi)
+        if self._refine and previous is None and score >= self._min_score:
+            points, score = self._look(image_rgb, roi_from_points(points))
+        if not score >= self._min_score or not np.isfinite(points).all():
+            return None
+        return FaceMesh(points, self._expression(points), pose_from_mesh(points), score)
+
+    def _look(self, image_rgb: ImageRgb, roi: Roi) -> tuple[F32, float]:
+        """Points (478, 3) px of the image and the presence score."""
+        crop = crop_roi(image_rgb, roi)
+        image_nhwc = (crop.astype(np.float32) / np.float32(255.0))[None]
+        out = self._mesh_engine.run({"input_12": image_nhwc})
+        raw = np.asarray(out["Identity"], np.float32).reshape(N_POINTS, 3)
+        logit = float(np.asarray(out["Identity_1"]).ravel()[0])
+        score = float(1.0 / (1.0 + np.exp(-np.clip(logit, -50.0, 50.0))))
+        xy = apply_affine(roi.frame_from_crop(), raw)
+        z = raw[:, 2:] * np.float32(roi.side_px / CROP_SIZE)
+        return np.hstack([xy, z]).astype(np.float32), score
+
+    def _expression(self, points: F32) -> F32:
+        xy = np.ascontiguousarray(points[BLENDSHAPE_INPUT_INDEX, :2])[None]
+        out = self._blendshape_engine.run({"serving_default_input_points:0": xy})
+        return np.clip(np.asarray(out["StatefulPartitionedCall:0"], np.float32).ravel(), 0.0, 1.0)
+
+    def close(self) -> None:
+        self._mesh_engine.close()
+        self._blendshape_engine.close()
