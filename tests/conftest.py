@@ -17,13 +17,15 @@ _REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test that asks for `models` is slow, every one that asks for `shared_dir` is shared."""
+    """Every test that asks for `models` is slow, every one that asks for `shared_dir` is shared; slow ones
+    run last."""
     for item in items:
         names = getattr(item, "fixturenames", ())
         if "models" in names:
             item.add_marker(pytest.mark.slow)
         if "shared_dir" in names:
             item.add_marker(pytest.mark.shared)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(scope="session")
