@@ -8,6 +8,7 @@ that is `engines.store`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -272,8 +273,11 @@ def _read_source(record: object, where: str) -> Source:
     kind = _choice(record, "kind", tuple(_SOURCES), where)
     source_type = _SOURCES[kind]
     fields = source_type.__dataclass_fields__
-    required = {"pypi": {"requirement", "member"}, "url": {"url"}, "local": {"path"},
-                "member": {"of", "member"}, "package": set(), "derived": {"builder", "inputs"}}[kind]  # fmt: skip
+    required = {
+        name
+        for name, option in fields.items()
+        if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+    }
     _check_keys(record, {"kind"} | required, {"kind", *fields}, where)
     values: dict[str, Any] = {}
     for key in fields:
@@ -297,7 +301,9 @@ def _read_source(record: object, where: str) -> Source:
 def _read_tensors(record: dict[str, Any], key: str, where: str) -> tuple[TensorRecord, ...]:
     tensors = []
     for item in record.get(key, []):
-        _check_keys(item, {"name", "dtype", "shape"}, {"name", "dtype", "shape", "meaning"}, f"{where}: {key}")
+        _check_keys(
+            item, {"name", "dtype", "shape"}, {"name", "dtype", "shape", "meaning"}, f"{where}: {key}"
+        )
         shape = item["shape"]
         if not isinstance(shape, list) or not all(isinstance(n, int) and n >= -1 for n in shape):
             raise ModelStoreError(f"{where}: {key} shape is {shape!r}, want integers, -1 for any size.")

@@ -18,3 +18,19 @@ from pathlib import Path
 Builder = Callable[[Mapping[str, Path], Path], None]
 
 BUILDERS: dict[str, Builder] = {}
+
+
+def _yunet_dynamic(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.onnx_rewrite import build_yunet_dynamic
+
+    build_yunet_dynamic(inputs, output)
+
+
+def _fold_initializers(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.onnx_rewrite import build_fold_initializers
+
+    build_fold_initializers(inputs, output)
+
+
+BUILDERS["yunet_dynamic"] = _yunet_dynamic
+BUILDERS["fold_initializers"] = _fold_initializers

@@ -1,0 +1,207 @@
+"""The engine: one network, opened on one back-end, with named and checked inputs and outputs.
+
+Ownership and threads. Arrays given to `run` stay the caller's and are not kept; arrays returned are
+fresh and belong to the caller. An engine is opened, run and closed on one owner thread, since a GPU
+context lives on the thread that made it: running it elsewhere raises `EngineError` unless it was
+opened with `any_thread=True` (CPU back-ends only, and still one call at a time).
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from keyface.configs.errors import EngineError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, numpy dtype name ("float32") and shape of a tensor; None in a shape means any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def check(self, array: Array, subject: str) -> None:
+        """Raises EngineError unless the array has this dtype and fits this shape.
+
+        `subject` begins the message, for example "detector input".
+        """
+        if not isinstance(array, np.ndarray):
+            raise EngineError(f"{subject} {self.name!r}: got {type(array).__name__}, want a numpy array.")
+        if array.dtype != np.dtype(self.dtype):
+            raise EngineError(f"{subject} {self.name!r}: got {array.dtype}, want {self.dtype}.")
+        if len(array.shape) != len(self.shape) or any(
+            want is not None and got != want for got, want in zip(array.shape, self.shape, strict=True)
+        ):
+            raise EngineError(
+                f"{subject} {self.name!r}: got {_shape_text(array.shape)}, want {_shape_text(self.shape)}."
+            )
+
+    def zeros(self, any_size: int = 1) -> Array:
+        """An array of zeros that fits, with `any_size` where any size is allowed."""
+        return np.zeros([any_size if n is None else n for n in self.shape], np.dtype(self.dtype))
+
+
+class Engine(Protocol):
+    """One opened network. See the head of this file for ownership and threads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]: ...
+
+    def warm_up(self) -> None:
+        """Runs once on zeros, so that the first real frame does not pay for allocation."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the network.
+
+        Args:
+            inputs: one array per input spec, C-contiguous or not.
+
+        Returns:
+            One fresh array per output spec, owned by the caller.
+
+        Raises:
+            EngineError: a missing, unknown or ill-shaped input; an output of wrong shape or dtype, or
+                that is not finite; a fault of the back-end; a call from another thread or after close.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the network. Closing twice is allowed."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class CheckedEngine(ABC):
+    """What all back-ends share: checks of thread, inputs and outputs around one inner call.
+
+    A back-end's constructor opens the network, then calls `super().__init__`; it implements `_infer`,
+    which may assume checked inputs and must return fresh arrays, and `_release`.
+    """
+
+    backend = "none"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        any_thread: bool = False,
+    ) -> None:
+        self.name = name
+        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in inputs}
+        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in outputs}
+        self._owner = None if any_thread else threading.get_ident()
+        self._is_closed = False
+
+    @abstractmethod
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    @abstractmethod
+    def _release(self) -> None: ...
+
+    def warm_up(self) -> None:
+        # 64 for open sizes: a multiple of every network's stride, and cheap; batches alone take 1.
+        self.run({s.name: s.zeros(64) if _open_image(s) else s.zeros() for s in self.inputs.values()})
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self._check_thread()
+        self._check_inputs(inputs)
+        try:
+            outputs = self._infer(inputs)
+        except EngineError:
+            raise
+        except Exception as error:  # a runtime's own errors have no common base
+            raise EngineError(f"{self.name} failed on {self.backend}: {_first_line(error)}.") from error
+        self._check_outputs(outputs)
+        return outputs
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_thread(self) -> None:
+        if self._is_closed:
+            raise EngineError(f"{self.name} is closed.")
+        if self._owner is not None and self._owner != threading.get_ident():
+            raise EngineError(
+                f"{self.name} was opened on another thread than the one that runs it.",
+                "Open it where it runs, or open it with any_thread=True.",
+            )
+
+    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
+        if inputs.keys() != self.inputs.keys():
+            got, want = ", ".join(sorted(inputs)) or "none", ", ".join(sorted(self.inputs))
+            raise EngineError(f"{self.name} inputs: got {got}, want {want}.")
+        for name, spec in self.inputs.items():
+            spec.check(inputs[name], f"{self.name} input")
+
+    def _check_outputs(self, outputs: Mapping[str, Array]) -> None:
+        for name, spec in self.outputs.items():
+            if name not in outputs:
+                raise EngineError(f"{self.name} output {name!r}: {self.backend} did not return it.")
+            array = outputs[name]
+            spec.check(array, f"{self.name} output")
+            n_bad = _count_not_finite(array)
+            if n_bad:
+                raise EngineError(f"{self.name} output {name!r}: {n_bad} of {array.size} values not finite.")
+
+
+def _count_not_finite(array: Array) -> int:
+    if array.dtype.kind != "f":
+        return 0
+    # One sum answers for all values: NaN and infinity both survive it. Only an overflow of finite
+    # values can raise a false alarm, which the exact count then clears.
+    with np.errstate(all="ignore"):
+        if np.isfinite(array.sum()):
+            return 0
+    return int(array.size - np.isfinite(array).sum())
+
+
+def _open_image(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 4 and None in spec.shape[1:]
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return "(" + ",".join("any" if n is None else str(n) for n in shape) + ")"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text[:300].rstrip(".")
