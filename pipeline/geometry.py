@@ -63,7 +63,11 @@ _N_FACE_POINTS = 468  # MediaPipe leaves the ten iris points out of the fit
 _VERTICAL_FOV_DEG = 63.0
 _HEIGHT_AT_NEAR = 2.0 * np.tan(np.radians(_VERTICAL_FOV_DEG) / 2.0)  # near plane at 1
 
-POSE_CROP_SCALE = 1.8  # side of the square in which the pose is read, in sides of the face's box
+# A detector's box (YuNet's and SCRFD's agree) seen from the mesh's tight box, in the mesh's longer sides:
+# larger, and higher since it takes in the forehead. Medians over 80 photos, deviation 0.05 and 0.02.
+BOX_PER_MESH = 1.15
+BOX_RISE = 0.07
+POSE_CROP_SCALE = 1.8  # side of the square in which the pose is read, in longer sides of a detector's box
 
 # Mesh points of the six dlib points of each eye, "right" being the subject's (left in the image).
 RIGHT_EYE_INDEX = np.array([33, 160, 158, 133, 153, 144])
@@ -267,9 +271,10 @@ def rotation_from_ypr(pose_ypr_deg: _Array) -> F64:
 def pose_from_mesh(points_xyz: _Array) -> F32:
     """Yaw, pitch, roll of a mesh, wherever the face is in its frame.
 
-    The pose is what MediaPipe reports for a square crop centred on the face whose side is
-    `POSE_CROP_SCALE` times the longer side of the face's box. So a face keeps its pose when it is cut out
-    or moves sideways through the picture, which MediaPipe's pose of the whole frame does not.
+    The pose is what MediaPipe reports for a square crop centred on a detector's box of the face, with
+    `POSE_CROP_SCALE` times its longer side (the box is put back from the mesh). So a face keeps its pose
+    when it is cut out or moves through the picture, which MediaPipe's pose of the whole frame does not.
+    Against MediaPipe on such crops: bias 0.1 degrees, deviation 0.2 for the same landmarks.
 
     Args:
         points_xyz: (478, 3) px.
@@ -278,7 +283,9 @@ def pose_from_mesh(points_xyz: _Array) -> F32:
     """
     points = np.asarray(points_xyz, np.float64)
     low, high = points[:_N_FACE_POINTS, :2].min(0), points[:_N_FACE_POINTS, :2].max(0)
-    side = float((high - low).max()) * POSE_CROP_SCALE
+    mesh_side = float((high - low).max())
+    side = mesh_side * BOX_PER_MESH * POSE_CROP_SCALE
     shifted = points.copy()
     shifted[:, :2] += side / 2 - (low + high) / 2
+    shifted[:, 1] += BOX_RISE * mesh_side
     return euler_ypr_deg(head_rotation(shifted, (side, side)))

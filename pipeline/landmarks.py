@@ -8,18 +8,18 @@ times, turned so that the line between the eyes is level. Others: `landmarks_med
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from keyface.engines.engine import Engine
+from keyface.engines.open import open_engine
 from keyface.pipeline.face import F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import F64, apply_affine, pose_from_mesh
+from keyface.pipeline.geometry import BOX_PER_MESH, BOX_RISE, F64, apply_affine, pose_from_mesh
 
 CROP_SIZE = 256
 N_POINTS = 478
@@ -85,9 +85,15 @@ def roi_from_points(points_xyz: F32) -> Roi:
 
 
 def roi_from_box(box_xyxy: F32, points_5: F32 | None = None) -> Roi:
-    """The square for a detection: box (4,) px, and (5, 2) px for the turn (none: upright)."""
+    """The square for a detector's box (4,) px, which is larger and higher than the landmarks' own box;
+    (5, 2) px give the turn (none: upright)."""
     right, left = (points_5[0], points_5[1]) if points_5 is not None else (np.zeros(2), np.array([1.0, 0.0]))
-    return _roi(box_xyxy[:2], box_xyxy[2:], right, left)
+    box = np.asarray(box_xyxy, np.float32)
+    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 / BOX_PER_MESH
+    along = left - right
+    down = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6)
+    centre = centre + down * (float(half.max()) * 2 * BOX_RISE)
+    return _roi(centre - half, centre + half, right, left)
 
 
 def _roi(low: F32, high: F32, right: F32, left: F32) -> Roi:
@@ -98,11 +104,11 @@ def _roi(low: F32, high: F32, right: F32, left: F32) -> Roi:
 
 
 def box_from_points_5(points_5: F32) -> F32:
-    """A face's box guessed from (5, 2) px: as wide and high as the landmarks' box usually is."""
+    """A detector-like box guessed from (5, 2) px."""
     eyes, mouth = points_5[:2].mean(0), points_5[3:].mean(0)
     unit = max(float(np.hypot(*(points_5[1] - points_5[0]))), float(np.hypot(*(mouth - eyes))))
-    centre = eyes * 0.55 + mouth * 0.45
-    half = np.array([1.15 * unit, 1.35 * unit])
+    centre = eyes * 0.7 + mouth * 0.3
+    half = np.array([1.1 * unit, 1.4 * unit])
     return np.concatenate([centre - half, centre + half]).astype(np.float32)
 
 
@@ -137,32 +143,6 @@ def _shrink_around(image_rgb: ImageRgb, roi: Roi, matrix: F64, factor: float) ->
     return np.asarray(small, np.uint8), linear
 
 
-class _Runs(Protocol):
-    """The part of an engine that is used here."""
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
-
-    def close(self) -> None: ...
-
-
-class _LiteRt:
-    def __init__(self, path: Path, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self._interpreter = Interpreter(str(path), num_threads=threads)
-        self._interpreter.allocate_tensors()
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        it = self._interpreter
-        for d in it.get_input_details():
-            it.set_tensor(d["index"], inputs[d["name"]])
-        it.invoke()
-        return {d["name"]: it.get_tensor(d["index"]) for d in it.get_output_details()}
-
-    def close(self) -> None:
-        self._interpreter = None
-
-
 class LiteRtLandmarker:
     """MediaPipe's mesh and blendshape networks through two engines.
 
@@ -176,7 +156,7 @@ class LiteRtLandmarker:
     """
 
     def __init__(
-        self, mesh_engine: _Runs, blendshape_engine: _Runs, *, min_score: float = 0.5, refine: bool = True
+        self, mesh_engine: Engine, blendshape_engine: Engine, *, min_score: float = 0.5, refine: bool = True
     ) -> None:
         self._mesh_engine = mesh_engine
         self._blendshape_engine = blendshape_engine
@@ -186,8 +166,9 @@ class LiteRtLandmarker:
     @classmethod
     def from_folder(cls, folder: Path, *, threads: int = 1, refine: bool = True) -> LiteRtLandmarker:
         """From a folder that holds the members of MediaPipe's .task archive."""
-        mesh = _LiteRt(Path(folder) / "face_landmarks_detector.tflite", threads)
-        return cls(mesh, _LiteRt(Path(folder) / "face_blendshapes.tflite", threads), refine=refine)
+        mesh = open_engine(Path(folder) / "face_landmarks_detector.tflite", threads=threads)
+        blendshapes = open_engine(Path(folder) / "face_blendshapes.tflite", threads=1)
+        return cls(mesh, blendshapes, refine=refine)
 
     def detect(
         self,
