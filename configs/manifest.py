@@ -121,6 +121,7 @@ class ModelEntry:
         licence: SPDX expression, or a LicenseRef.
         licence_note: what the licence field cannot say (teacher, data, non-commercial terms).
         card: model card, file name in models/cards.
+        mirrors: other sources of the same bytes, tried in turn when the first fails.
         inputs, outputs: declared tensors; empty for files that are not networks.
         colour: channel order of image inputs.
         mean, std: normalisation of image inputs, x -> (x - mean) / std with x in [0, 255]; empty if none.
@@ -135,6 +136,7 @@ class ModelEntry:
     licence: str
     licence_note: str
     card: str
+    mirrors: tuple[Source, ...] = ()
     inputs: tuple[TensorRecord, ...] = ()
     outputs: tuple[TensorRecord, ...] = ()
     colour: ColourOrder = "none"
@@ -233,7 +235,7 @@ def parse_manifest(text: str, *, origin: str = MANIFEST_NAME) -> Manifest:
 
 def _read_entry(record: dict[str, Any], where: str) -> ModelEntry:
     required = {"name", "group", "file", "source", "licence", "licence_note", "card"}
-    optional = {"sha256", "bytes", "inputs", "outputs", "colour", "mean", "std"}
+    optional = {"sha256", "bytes", "mirrors", "inputs", "outputs", "colour", "mean", "std"}
     _check_keys(record, required, required | optional, where)
     source = _read_source(record["source"], where)
     is_derived = isinstance(source, DerivedSource)
@@ -247,6 +249,7 @@ def _read_entry(record: dict[str, Any], where: str) -> ModelEntry:
         licence=_text(record, "licence", where),
         licence_note=_text(record, "licence_note", where, may_be_empty=True),
         card=_text(record, "card", where),
+        mirrors=tuple(_read_mirror(mirror, where) for mirror in record.get("mirrors", [])),
         inputs=_read_tensors(record, "inputs", where),
         outputs=_read_tensors(record, "outputs", where),
         colour=cast(ColourOrder, _choice(record, "colour", get_args(ColourOrder), where))
@@ -264,6 +267,13 @@ def _read_entry(record: dict[str, Any], where: str) -> ModelEntry:
     if not is_derived and entry.bytes <= 0:
         raise ModelStoreError(f"{where}: bytes is {entry.bytes}, want the size of the file.")
     return entry
+
+
+def _read_mirror(record: object, where: str) -> Source:
+    source = _read_source(record, where)
+    if not isinstance(source, PypiSource | UrlSource | LocalSource):
+        raise ModelStoreError(f"{where}: a mirror is {record!r}.", "Legal kinds: pypi, url, local.")
+    return source
 
 
 def _read_source(record: object, where: str) -> Source:

@@ -34,3 +34,12 @@ def _fold_initializers(inputs: Mapping[str, Path], output: Path) -> None:
 
 BUILDERS["yunet_dynamic"] = _yunet_dynamic
 BUILDERS["fold_initializers"] = _fold_initializers
+
+
+def _mobilefacenet(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.mobilefacenet import build_mobilefacenet
+
+    build_mobilefacenet(inputs, output)
+
+
+BUILDERS["mobilefacenet"] = _mobilefacenet
