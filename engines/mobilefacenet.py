@@ -78,7 +78,7 @@ def read_state(checkpoint: bytes) -> dict[str, F32]:
 
 def _strings(stream: io.BytesIO) -> list[str]:
     """All unicode constants of the next pickle, in order; nothing is executed."""
-    return [argument for op, argument, _ in pickletools.genops(stream) if op.name == "BINUNICODE"]
+    return [str(text) for op, text, _ in pickletools.genops(stream) if op.name == "BINUNICODE"]
 
 
 def _unusable(why: str) -> ModelStoreError:
@@ -141,7 +141,8 @@ class _Graph:
     ) -> None:
         weight = self._take(f"{conv}.weight", int(np.prod(shape))).reshape(shape)
         gain, shift, mean, variance = (
-            self._take(f"{norm}.{part}", shape[0]) for part in ("weight", "bias", "running_mean", "running_var")
+            self._take(f"{norm}.{part}", shape[0])
+            for part in ("weight", "bias", "running_mean", "running_var")
         )
         scale = gain / np.sqrt(variance + _BN_EPS)
         bias = self._take(f"{conv}.bias", shape[0]) if f"{conv}.bias" in self._state else np.zeros(shape[0])
