@@ -26,14 +26,14 @@ def _yunet_dynamic(inputs: Mapping[str, Path], output: Path) -> None:
     build_yunet_dynamic(inputs, output)
 
 
-def _fold_initializers(inputs: Mapping[str, Path], output: Path) -> None:
-    from keyface.engines.onnx_rewrite import build_fold_initializers
+def _for_cpu(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.onnx_rewrite import build_for_cpu
 
-    build_fold_initializers(inputs, output)
+    build_for_cpu(inputs, output)
 
 
 BUILDERS["yunet_dynamic"] = _yunet_dynamic
-BUILDERS["fold_initializers"] = _fold_initializers
+BUILDERS["for_cpu"] = _for_cpu
 
 
 def _mobilefacenet(inputs: Mapping[str, Path], output: Path) -> None:

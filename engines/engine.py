@@ -65,7 +65,10 @@ class Engine(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
     def warm_up(self) -> None:
-        """Runs once on zeros, so that the first real frame does not pay for allocation."""
+        """Runs once on zeros, so that the first real frame does not pay for allocation.
+
+        What comes out is thrown away unchecked: for some networks zeros are no sensible input.
+        """
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the network.
@@ -124,20 +127,24 @@ class CheckedEngine(ABC):
     def _release(self) -> None: ...
 
     def warm_up(self) -> None:
+        self._check_thread()
         # 64 for open sizes: a multiple of every network's stride, and cheap; batches alone take 1.
-        self.run({s.name: s.zeros(64) if _open_image(s) else s.zeros() for s in self.inputs.values()})
+        self._guarded({s.name: s.zeros(64) if _open_image(s) else s.zeros() for s in self.inputs.values()})
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self._check_thread()
         self._check_inputs(inputs)
+        outputs = self._guarded(inputs)
+        self._check_outputs(outputs)
+        return outputs
+
+    def _guarded(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            outputs = self._infer(inputs)
+            return self._infer(inputs)
         except EngineError:
             raise
         except Exception as error:  # a runtime's own errors have no common base
             raise EngineError(f"{self.name} failed on {self.backend}: {_first_line(error)}.") from error
-        self._check_outputs(outputs)
-        return outputs
 
     def close(self) -> None:
         if not self._is_closed:

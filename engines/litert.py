@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ class LiteRtEngine(CheckedEngine):
         try:
             # Bytes in both cases: the file is read once, and a path with odd characters cannot fail.
             content = source if isinstance(source, bytes) else Path(source).read_bytes()
-            self._interpreter = Interpreter(model_content=content, num_threads=threads or 1)
-            self._interpreter.allocate_tensors()
+            with _quiet():
+                self._interpreter = Interpreter(model_content=content, num_threads=threads or 1)
+                self._interpreter.allocate_tensors()
         except (OSError, RuntimeError, ValueError) as error:
             raise EngineError(
                 f"{name} cannot be opened by LiteRT: {str(error).strip()[:300]}",
@@ -65,6 +68,28 @@ class LiteRtEngine(CheckedEngine):
 
     def _release(self) -> None:
         del self._interpreter
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps LiteRT's note about its delegate, which has no switch, off the user's terminal.
+
+    Its logger is C code, so file descriptor 2 itself points elsewhere for these milliseconds. Errors
+    arrive as exceptions all the same.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # no standard error at all: nothing to keep clean
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _spec(detail: Mapping[str, Any]) -> TensorSpec:
