@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 from keyface.configs.errors import UsageError
 
-Comparison = Literal["at_most", "at_least", "equal"]
+Comparison = Literal["at_most", "at_least", "below", "equal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Target:
             return value <= self.value
         if self.comparison == "at_least":
             return value >= self.value
-        return value == self.value
+        return value < self.value if self.comparison == "below" else value == self.value
 
     @property
     def wish(self) -> str:
         """Short text, such as `<= 3 degrees`."""
-        sign = {"at_most": "<=", "at_least": ">=", "equal": "="}[self.comparison]
+        sign = {"at_most": "<=", "at_least": ">=", "below": "<", "equal": "="}[self.comparison]
         return f"{sign} {self.value:g} {self.unit}".strip()
 
 

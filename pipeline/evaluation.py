@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from keyface.configs.evaluation import Target
-from keyface.pipeline.measure_media import ClipFacts
+from keyface.pipeline.capture_reference import ClipFacts
 from keyface.pipeline.measure_motion import MotionPair, measure_consistency, measure_motion
 from keyface.pipeline.measure_video import FaceSample, VideoMeasures
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from keyface.pipeline.capture_reference import ClipFacts, ClipReader
 from keyface.pipeline.face import F32, Detection, FaceMesh
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.geometry import iou_matrix
@@ -24,7 +25,7 @@ from keyface.pipeline.measure_leak import (
     is_leak,
     measure_change,
 )
-from keyface.pipeline.measure_media import ClipFacts, ClipReader, MediaComparison, compare_media, fit_size
+from keyface.pipeline.measure_media import MediaComparison, compare_media, fit_size
 
 _MIN_OVERLAP = 0.3  # IoU of a face in both clips, and of a face in two frames
 _BACKGROUND_MARGIN = 0.3  # of the face box, on each side

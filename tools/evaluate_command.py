@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _DETECTOR = "scrfd_500m"
+_COUNTS = ("leak_frames", "frame_count_difference", "audio_tracks_lost", "content_lag")
 _COLUMNS = (
     ("leak_frames", "leaks", 0), ("detection_rate", "det", 3), ("yaw_error", "yaw", 1),
     ("pitch_error", "pitch", 1), ("roll_error", "roll", 1), ("jaw_open", "jaw", 2), ("blink", "blink", 2),
@@ -49,7 +50,6 @@ def add_parser(subparsers: Any) -> None:
         )
         kind.add_argument("--strict", action="store_true", help="exit with 1 when a figure misses its target")
         kind.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -175,7 +175,8 @@ def _lines(result: Evaluation) -> list[str]:
         f"{'figure':26s} {'measured':>10s}  {'target':26s} verdict",
     ]
     for name, value, wish, outcome in figure_rows(result):
-        lines.append(f"{name:26s} {_number(value, 3):>10s}  {wish:26s} {outcome}".rstrip())
+        digits = 0 if name in _COUNTS else 3
+        lines.append(f"{name:26s} {_number(value, digits):>10s}  {wish:26s} {outcome}".rstrip())
     lines.append("")
     for name, row in result.recognisers.items():
         lines.append(
