@@ -82,7 +82,8 @@ def test_shell_helps(argument: str, code: int, capsys: pytest.CaptureFixture[str
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == UsageError.exit_code
-    assert all(name in capsys.readouterr().err for name in COMMANDS)
+    err = capsys.readouterr().err
+    assert all(name in err for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
