@@ -66,6 +66,7 @@ _HEIGHT_AT_NEAR = 2.0 * np.tan(np.radians(_VERTICAL_FOV_DEG) / 2.0)  # near plan
 # A detector's box (YuNet's and SCRFD's agree) seen from the mesh's tight box, in the mesh's longer sides:
 # larger, and higher since it takes in the forehead. Medians over 80 photos, deviation 0.05 and 0.02.
 BOX_PER_MESH = 1.15
+BOX_WIDTH_PER_MESH = 0.985  # width alone
 BOX_RISE = 0.07
 POSE_CROP_SCALE = 1.8  # side of the square in which the pose is read, in longer sides of a detector's box
 
@@ -79,7 +80,19 @@ MOUTH_CORNERS_INDEX = np.array([61, 291])  # right, left
 # ---------------------------------------------------------------- boxes
 def box_from_points(points_xy: _Array) -> F32:
     """(N, 2) px -> (4,) x0, y0, x1, y1 px, the tight box."""
-    return np.concatenate([points_xy[:, :2].min(0), points_xy[:, :2].max(0)]).astype(np.float32)
+    box: F32 = np.concatenate([points_xy[:, :2].min(0), points_xy[:, :2].max(0)]).astype(np.float32)
+    return box
+
+
+def box_from_mesh(points_xyz: _Array) -> F32:
+    """(478 or 468, 2 or 3) px -> (4,) px, the box that a detector would give for the face."""
+    tight = box_from_points(np.asarray(points_xyz)[:_N_FACE_POINTS])
+    side = float((tight[2:] - tight[:2]).max())
+    tight[1::2] -= BOX_RISE * side
+    width = float(tight[2] - tight[0])
+    grow_x, grow_y = (BOX_WIDTH_PER_MESH - 1) * width / 2, (BOX_PER_MESH - 1) * side / 2
+    box: F32 = (tight + np.array([-grow_x, -grow_y, grow_x, grow_y])).astype(np.float32)
+    return box
 
 
 def enlarge_box(box_xyxy: _Array, scale: float) -> F32:
@@ -103,14 +116,15 @@ def iou_matrix(boxes_a: _Array, boxes_b: _Array) -> F32:
     inter = np.clip(high - low, 0, None).prod(-1)
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
     union = area_a[:, None] + area_b[None] - inter
-    return (inter / np.maximum(union, 1e-9)).astype(np.float32)
+    iou: F32 = (inter / np.maximum(union, 1e-9)).astype(np.float32)
+    return iou
 
 
 # ---------------------------------------------------------------- affine maps
 def apply_affine(matrix: _Array, points_xy: _Array) -> F32:
     """(2, 3) map applied to (N, 2) px -> (N, 2) px."""
-    m = np.asarray(matrix)
-    return (np.asarray(points_xy)[:, :2] @ m[:, :2].T + m[:, 2]).astype(np.float32)
+    m = np.asarray(matrix, np.float64)
+    return (np.asarray(points_xy, np.float64)[:, :2] @ m[:, :2].T + m[:, 2]).astype(np.float32)
 
 
 def invert_affine(matrix: _Array) -> F32:

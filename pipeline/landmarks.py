@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
+import numpy.typing as npt
 
 from keyface.engines.engine import Engine
 from keyface.engines.open import open_engine
+from keyface.pipeline.align import cut_out
 from keyface.pipeline.face import F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import BOX_PER_MESH, BOX_RISE, F64, apply_affine, pose_from_mesh
+from keyface.pipeline.geometry import BOX_PER_MESH, BOX_RISE, apply_affine, pose_from_mesh
 
 CROP_SIZE = 256
 N_POINTS = 478
 ROI_SCALE = 1.5
+_Point = npt.NDArray[np.floating[Any]]
 _EYE_CORNERS = (33, 263)  # outer corners, right and left
 
 # The landmarks that the blendshape network reads: kLandmarksSubsetIdxs in MediaPipe's
@@ -87,7 +89,8 @@ def roi_from_points(points_xyz: F32) -> Roi:
 def roi_from_box(box_xyxy: F32, points_5: F32 | None = None) -> Roi:
     """The square for a detector's box (4,) px, which is larger and higher than the landmarks' own box;
     (5, 2) px give the turn (none: upright)."""
-    right, left = (points_5[0], points_5[1]) if points_5 is not None else (np.zeros(2), np.array([1.0, 0.0]))
+    eyes = np.array([[0.0, 0.0], [1.0, 0.0]]) if points_5 is None else points_5[:2].astype(np.float64)
+    right, left = eyes
     box = np.asarray(box_xyxy, np.float32)
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 / BOX_PER_MESH
     along = left - right
@@ -96,7 +99,7 @@ def roi_from_box(box_xyxy: F32, points_5: F32 | None = None) -> Roi:
     return _roi(centre - half, centre + half, right, left)
 
 
-def _roi(low: F32, high: F32, right: F32, left: F32) -> Roi:
+def _roi(low: _Point, high: _Point, right: _Point, left: _Point) -> Roi:
     centre = (low + high) / 2
     angle = float(np.arctan2(left[1] - right[1], left[0] - right[0]))
     side = max(float((high - low).max()) * ROI_SCALE, 2.0)
@@ -110,37 +113,6 @@ def box_from_points_5(points_5: F32) -> F32:
     centre = eyes * 0.7 + mouth * 0.3
     half = np.array([1.1 * unit, 1.4 * unit])
     return np.concatenate([centre - half, centre + half]).astype(np.float32)
-
-
-def crop_roi(image_rgb: ImageRgb, roi: Roi, size: int = CROP_SIZE) -> ImageRgb:
-    """uint8 (size, size, 3). Bilinear with the border repeated, as MediaPipe does on a CPU; a square more
-    than twice the size is shrunk by areas first, since bilinear alone would alias."""
-    matrix = roi.frame_from_crop(size).astype(np.float64)
-    shrink = roi.side_px / size
-    if shrink > 2.0:
-        image_rgb, matrix = _shrink_around(image_rgb, roi, matrix, 2.0 / shrink)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    crop = cv2.warpAffine(image_rgb, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(crop, np.uint8)
-
-
-def _shrink_around(image_rgb: ImageRgb, roi: Roi, matrix: F64, factor: float) -> tuple[ImageRgb, F64]:
-    """Only the part that the square touches is resized."""
-    reach = roi.side_px * 0.75
-    height, width = image_rgb.shape[:2]
-    x0, x1 = (int(np.clip(roi.centre_xy[0] + d, 0, width)) for d in (-reach, reach))
-    y0, y1 = (int(np.clip(roi.centre_xy[1] + d, 0, height)) for d in (-reach, reach))
-    if x1 - x0 < 2 or y1 - y0 < 2:
-        return image_rgb, matrix
-    part = image_rgb[y0:y1, x0:x1]
-    size_wh = (max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor)))
-    small = cv2.resize(part, size_wh, interpolation=cv2.INTER_AREA)
-    fx, fy = size_wh[0] / (x1 - x0), size_wh[1] / (y1 - y0)
-    # Pixel centres: small = (large - origin + 0.5) * f - 0.5.
-    to_small = np.array([[fx, 0, (0.5 - x0) * fx - 0.5], [0, fy, (0.5 - y0) * fy - 0.5]])
-    linear = to_small[:, :2] @ matrix
-    linear[:, 2] += to_small[:, 2]
-    return np.asarray(small, np.uint8), linear
 
 
 class LiteRtLandmarker:
@@ -196,7 +168,8 @@ class LiteRtLandmarker:
 
     def _look(self, image_rgb: ImageRgb, roi: Roi) -> tuple[F32, float]:
         """Points (478, 3) px of the image and the presence score."""
-        crop = crop_roi(image_rgb, roi)
+        # As MediaPipe on a CPU: bilinear, the border repeated. A large face is shrunk by areas first.
+        crop = cut_out(image_rgb, roi.frame_from_crop(), CROP_SIZE, border="repeat", max_step=2.0)
         image_nhwc = (crop.astype(np.float32) / np.float32(255.0))[None]
         out = self._mesh_engine.run({"input_12": image_nhwc})
         raw = np.asarray(out["Identity"], np.float32).reshape(N_POINTS, 3)
