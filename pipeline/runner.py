@@ -247,7 +247,7 @@ class Runner:
             except KeyfaceError as error:
                 self._fail(error)
             except BaseException as error:
-                failure = StageError(f"stage '{worker.name}' failed: {_describe(error)}.")
+                failure = StageError(f"stage '{worker.name}' failed: {describe(error)}.")
                 failure.__cause__ = error
                 self._fail(failure)
             worker.end()
@@ -351,15 +351,15 @@ class Runner:
             if isinstance(error, KeyfaceError):
                 raise error
             raise StageError(
-                f"stage '{plan.name}' failed on frame {worker.n_done}: {_describe(error)}."
+                f"stage '{plan.name}' failed on frame {worker.n_done}: {describe(error)}."
             ) from error
         worker.n_faults += 1
         worker.n_faults_in_a_row += 1
-        worker.first_fault = worker.first_fault or _describe(error)
+        worker.first_fault = worker.first_fault or describe(error)
         if worker.n_faults_in_a_row > self._max_faults_in_a_row:
             raise StageError(
                 f"stage '{plan.name}' failed on {worker.n_faults_in_a_row} frames in a row, "
-                f"at last: {_describe(error)}.",
+                f"at last: {describe(error)}.",
                 "Nothing was written under the final name; run `keyface doctor`.",
             ) from error
         return plan.rescue(item, error)
@@ -371,7 +371,8 @@ class Runner:
             self._first_output_s = now_s - self._start_s
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """An error in a few words, without the full stop: its own for errors of keyface, else with its kind."""
     text = str(error).strip().rstrip(".")
     return (
         text if isinstance(error, KeyfaceError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
