@@ -19,6 +19,7 @@ import numpy.typing as npt
 from keyface.pipeline.frame import ImageRgb
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 FIT_SIDE = 40
 TAU_S = 0.4
@@ -28,42 +29,63 @@ _RIDGE = np.array([1e-3, 2.0, 2.0, 12.0, 12.0, 12.0])
 _MAX_GAIN = 1.6  # log limits: overall (a factor 5 either way),
 _MAX_TINT = 0.45  # of one channel against the mean of the three,
 _MAX_SLOPE = 0.6  # and of the light's change from the centre to the rim
-_CONTRAST = (0.8, 1.2)
+_CONTRAST = (0.6, 1.12)
+_SATURATION = (0.55, 1.15)
 
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """log gains (6, 3) over the basis of `_basis`, contrast about `pivot_rgb` (3,)."""
+    """log gains (6, 3) over the basis of `_basis`; contrast and saturation about `pivot_rgb` (3,)."""
 
-    coefficients: npt.NDArray[np.float64]
+    coefficients: F64
     contrast: float
-    pivot_rgb: npt.NDArray[np.float64]
+    saturation: float
+    pivot_rgb: F64
+
+    def matrix(self) -> F64:
+        """(3, 4): contrast k and saturation q about the pivot p, x -> p + k (q I + (1 - q) J / 3) (x - p)."""
+        mix = self.saturation * np.eye(3) + (1 - self.saturation) / 3
+        return np.column_stack([self.contrast * mix, self.pivot_rgb - self.contrast * mix @ self.pivot_rgb])
+
+    def apply(self, virtual_rgb: ImageRgb, uv: F32) -> F32:
+        """(n, n, 3) levels: the light on a small picture of the virtual face."""
+        matrix = self.matrix()
+        out = (virtual_rgb @ matrix[:, :3].T + matrix[:, 3]).clip(0, 255) * np.exp(self._log_gain(uv))
+        return np.asarray(out.clip(0, 255), np.float32)
+
+    def gain(self, uv: F32) -> F32:
+        """(..., 3) gains; past the outline, where the parabolas would run away, those of the rim."""
+        return np.asarray(np.exp(self._log_gain(uv)), np.float32)
+
+    def _log_gain(self, uv: F32) -> F64:
+        held = uv / np.maximum(1.0, np.linalg.norm(uv, axis=-1, keepdims=True) / 1.3)
+        return np.asarray(_basis(held) @ self.coefficients)
 
 
-def _basis(uv: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def _basis(uv: npt.NDArray[np.floating]) -> F64:
     u, v = uv[..., 0], uv[..., 1]
     return np.stack([np.ones_like(u), u, v, u * u - 1 / 3, u * v, v * v - 1 / 3], -1).astype(np.float64)
 
 
-def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, weight: F32, uv: F32) -> Light | None:
+def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, skin: F32, face: F32, uv: F32) -> Light | None:
     """Fits one frame.
 
     Args:
         source_rgb, virtual_rgb: uint8 (n, n, 3), area averages of the region, already aligned.
-        weight: (n, n) [0, 1], skin of both.
+        skin: (n, n) [0, 1], skin of both.
+        face: (n, n) [0, 1], skin and features.
         uv: (n, n, 2) face coordinates, about -1 to 1 inside the face.
 
     Returns:
         None when too little skin is in view.
     """
     source, virtual = source_rgb.astype(np.float64), virtual_rgb.astype(np.float64)
-    seen = (source.max(-1) < 252) & (virtual.max(-1) < 252) & (weight > 0.2)
+    seen = (source.max(-1) < 252) & (virtual.max(-1) < 252) & (skin > 0.2)
     if int(seen.sum()) < MIN_SAMPLES:
         return None
-    design, w = _basis(uv[seen]), weight[seen].astype(np.float64)
-    s, v = source[seen], virtual[seen]
-    target = np.log(s + _FLOOR) - np.log(v + _FLOOR)
-    robust = w.copy()
+    design, w = _basis(uv[seen]), skin[seen].astype(np.float64)
+    target = np.log(source[seen] + _FLOOR) - np.log(virtual[seen] + _FLOOR)
+    robust = w
     for _ in range(3):
         weighted = design * robust[:, None]
         normal = weighted.T @ design + np.diag(_RIDGE) * (robust.sum() / 100)
@@ -71,26 +93,29 @@ def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, weight: F32, uv: F32)
         residual = np.abs(target - design @ coefficients).mean(1)
         scale = max(float(np.median(residual)) * 1.5, 0.03)
         robust = w / (1 + (residual / scale) ** 2)  # Cauchy weights: glasses, beards and hair count little
-    return Light(
-        _limit(coefficients), _contrast(s, v, design @ coefficients, robust), robust @ v / robust.sum()
-    )
+    plain = Light(_limit(coefficients), 1.0, 1.0, robust @ virtual[seen] / robust.sum())
+    inside = face > 0.8
+    own, lit = source[inside], plain.apply(virtual_rgb, uv)[inside].astype(np.float64)
+    return Light(plain.coefficients, *_liveliness(own, lit), plain.pivot_rgb)
 
 
-def _contrast(
-    source: npt.NDArray[np.float64],
-    virtual: npt.NDArray[np.float64],
-    log_gain: npt.NDArray[np.float64],
-    weight: npt.NDArray[np.float64],
-) -> float:
-    """How much more the source's skin varies than the relit virtual skin, limited."""
-    lit = (virtual * np.exp(log_gain)).mean(1)
-    own = source.mean(1)
-    w = weight / weight.sum()
-    deviations = [float(np.sqrt(w @ (x - w @ x) ** 2)) for x in (own, lit)]
-    return float(np.clip((deviations[0] + 2) / (deviations[1] + 2), *_CONTRAST))
+def _liveliness(source: F64, lit: F64) -> tuple[float, float]:
+    """Contrast and saturation of the source's face against the relit one's, limited: (N, 3) levels each."""
+    if len(source) < MIN_SAMPLES:
+        return 1.0, 1.0
+    spans, colours = [], []
+    for pixels in (source, lit):
+        luma = pixels.mean(1)
+        low, high = np.percentile(luma, [4, 96])
+        chroma = pixels - luma[:, None]
+        spans.append(float(high - low))
+        colours.append(float(np.abs(chroma - np.median(chroma, 0)).mean()))
+    contrast = float(np.clip((spans[0] + 4) / (spans[1] + 4), *_CONTRAST))
+    saturation = (colours[0] + 1) / (colours[1] + 1) / contrast
+    return contrast, float(np.clip(saturation, *_SATURATION))
 
 
-def _limit(coefficients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _limit(coefficients: F64) -> F64:
     out = coefficients.copy()
     mean = float(np.clip(out[0].mean(), -_MAX_GAIN, _MAX_GAIN))
     out[0] = mean + np.clip(out[0] - out[0].mean(), -_MAX_TINT, _MAX_TINT)
@@ -114,28 +139,25 @@ class LightFilter:
         self._light = Light(
             old.coefficients + a * (light.coefficients - old.coefficients),
             old.contrast + a * (light.contrast - old.contrast),
+            old.saturation + a * (light.saturation - old.saturation),
             old.pivot_rgb + a * (light.pivot_rgb - old.pivot_rgb),
         )
         return self._light
 
 
-def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32) -> ImageRgb:
+def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32) -> ImageRgb:
     """The crop under the source's light.
 
     Args:
         crop_rgb: uint8 (S, S, 3).
         uv_corners: (3, 2) face coordinates of the crop's corners top left, top right, bottom left.
+        seam: (S, S, 3) levels to add, see `seam.Seam`.
     """
     n = 12
-    steps = (np.arange(n) + 0.5) / n
+    steps = (np.arange(n, dtype=np.float32) + 0.5) / n
     along, down = uv_corners[1] - uv_corners[0], uv_corners[2] - uv_corners[0]
     uv = uv_corners[0] + steps[None, :, None] * along + steps[:, None, None] * down
-    # past the outline the parabolas would run away: hold them at the rim
-    uv = uv / np.maximum(1.0, np.linalg.norm(uv, axis=-1, keepdims=True) / 1.3)
-    gain = np.exp(_basis(uv) @ light.coefficients).astype(np.float32)
-    field = cv2.resize(gain, crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    k = light.contrast
-    levels = np.arange(256)[:, None]
-    table = np.clip(light.pivot_rgb + k * (levels - light.pivot_rgb), 0, 255)[None].astype(np.float32)
-    stretched = cv2.LUT(crop_rgb, table)
-    return np.asarray(cv2.convertScaleAbs(cv2.multiply(stretched, field)), np.uint8)
+    field = cv2.resize(light.gain(uv), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    lively = cv2.transform(crop_rgb, light.matrix())
+    lit = cv2.multiply(lively, field, dtype=cv2.CV_32F)
+    return np.asarray(cv2.add(lit, seam, dtype=cv2.CV_8U), np.uint8)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 from keyface.pipeline.blend import Bend, bend_between, blend_into, crop_map, resample
-from keyface.pipeline.colour import FIT_SIDE, Light, LightFilter, fit_light, relight
+from keyface.pipeline.colour import FIT_SIDE, LightFilter, fit_light, relight
 from keyface.pipeline.face import F32, VirtualFace
 from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason
 from keyface.pipeline.geometry import apply_affine, compose_affine, similarity_scale
+from keyface.pipeline.hairline import Hairline, above_eyes, face_coordinates_of, skin_level
 from keyface.pipeline.mask import OutlineFilter, Region, core_polygons, face_mask, region_of
 from keyface.pipeline.occlude import OccluderModel
 from keyface.pipeline.place import face_width
+from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 
 
@@ -35,6 +39,8 @@ class FaceCompositor:
         self._outline = OutlineFilter()
         self._light = LightFilter()
         self._texture = TextureFilter()
+        self._seam = Seam()
+        self._hairline = Hairline()
         self._occluder = OccluderModel() if keep_occluders else None
 
     def compose(
@@ -69,25 +75,18 @@ class FaceCompositor:
         core_xy = core_polygons(driver_xy, bend.width_px)
         mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px)
         _check_cover(region, mask, cover_xy, bend.width_px)
-        small = cv2.resize(region.cut(frame.image_rgb), region.size_wh, interpolation=cv2.INTER_AREA)
-        if self._occluder is not None:
-            occlusion = self._occluder.update(small, region, driver_xy, mask, core, dt_s)
-            if occlusion.is_too_much:
-                raise Unfit("implausible")
-            mask = mask * (1 - occlusion.in_front)
-        uv_from_frame = _face_coordinates(outline)
-        skin = mask * (1 - core)
-        light = self._light.update(
-            _measure_light(small, crop_rgb, region, bend, frame_from_crop, skin, uv_from_frame), dt_s
+        grid = crop_map(region, bend, frame_from_crop)
+        place = _Place(region, bend, frame_from_crop, grid, driver_xy, _face_coordinates(outline))
+        small = np.asarray(
+            cv2.resize(region.cut(frame.image_rgb), region.size_wh, interpolation=cv2.INTER_AREA), np.uint8
         )
-        if light is not None:
-            crop_rgb = relight(
-                crop_rgb, light, _corners(crop_rgb, compose_affine(uv_from_frame, frame_from_crop))
-            )
-        crop_rgb = self._match_texture(frame, crop_rgb, region, bend, frame_from_crop, dt_s)
+        front = self._in_front(small, place, mask, core, dt_s)
+        mask = mask * (1 - front)
+        crop_rgb, mask = self._relight(small, crop_rgb, place, mask, core, dt_s)
+        crop_rgb = self._match_texture(frame, crop_rgb, place, dt_s)
         pasted = resample(
             crop_rgb,
-            crop_map(region, bend, frame_from_crop),
+            grid,
             (region.x1 - region.x0, region.y1 - region.y0),
             is_smooth=similarity_scale(frame_from_crop) > 1.4,
         )
@@ -95,16 +94,59 @@ class FaceCompositor:
             pasted = add_grain(pasted, self._texture.texture.grain, frame.index)
         blend_into(image_rgb, region, pasted, mask)
 
-    def _match_texture(
-        self, frame: Frame, crop_rgb: ImageRgb, region: Region, bend: Bend, frame_from_crop: F32, dt_s: float
-    ) -> ImageRgb:
+    def _in_front(self, small: ImageRgb, place: _Place, mask: F32, core: F32, dt_s: float) -> F32:
+        if self._occluder is None:
+            return np.zeros_like(mask)
+        occlusion = self._occluder.update(small, place.region, place.driver_xy, mask, core, dt_s)
+        if occlusion.is_too_much:
+            raise Unfit("implausible")
+        return occlusion.in_front
+
+    def _relight(
+        self, small: ImageRgb, crop_rgb: ImageRgb, place: _Place, mask: F32, core: F32, dt_s: float
+    ) -> tuple[ImageRgb, F32]:
+        """The crop in the source's light, and the mask without hair."""
+        side = (FIT_SIDE, FIT_SIDE)
+        own = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_AREA), np.uint8)
+        virtual = _reduced(crop_rgb, place.grid, FIT_SIDE)
+        face = np.asarray(cv2.resize(mask, side, interpolation=cv2.INTER_AREA), np.float32)
+        skin = np.asarray(cv2.resize(mask * (1 - core), side, interpolation=cv2.INTER_AREA), np.float32)
+        uv = face_coordinates_of(place.region, place.uv_from_frame, side)
+        light = self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
+        if light is None:
+            return crop_rgb, mask
+        lit = light.apply(virtual, uv)
+        hair = np.zeros_like(mask)
+        plane = skin_level(own.astype(np.float32).mean(-1), skin, uv)
+        if plane is not None:
+            allowed = above_eyes(place.region.frame_grid(mask.shape[::-1]), place.driver_xy) * (1 - core)
+            uv_work = face_coordinates_of(place.region, place.uv_from_frame, mask.shape[::-1])
+            hair = self._hairline.uncovered(small, lit, plane, uv_work, uv, allowed, mask, dt_s)
+        distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
+        seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
+        corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
+        return relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb)), mask * (1 - hair)
+
+    def _match_texture(self, frame: Frame, crop_rgb: ImageRgb, place: _Place, dt_s: float) -> ImageRgb:
         if self._texture.is_due():
-            patch = _patch(region, similarity_scale(frame_from_crop))
+            patch = _patch(place.region, similarity_scale(place.frame_from_crop))
             own = cv2.resize(patch.cut(frame.image_rgb), patch.size_wh, interpolation=cv2.INTER_AREA)
-            virtual = resample(crop_rgb, crop_map(patch, bend, frame_from_crop), patch.size_wh)
-            self._texture.update(match_texture(own, virtual), dt_s)
+            virtual = resample(crop_rgb, crop_map(patch, place.bend, place.frame_from_crop), patch.size_wh)
+            self._texture.update(match_texture(np.asarray(own, np.uint8), virtual), dt_s)
         texture = self._texture.texture
         return crop_rgb if texture is None else treat(crop_rgb, texture.treatment)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one face goes in one frame."""
+
+    region: Region
+    bend: Bend
+    frame_from_crop: F32
+    grid: F32
+    driver_xy: F32
+    uv_from_frame: F32
 
 
 def _at_frame_scale(virtual: VirtualFace) -> tuple[ImageRgb, F32, F32]:
@@ -151,27 +193,23 @@ def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:
     return apply_affine(uv_from_crop, np.array([[-0.5, -0.5], [end, -0.5], [-0.5, end]]))
 
 
-def _measure_light(
-    small: ImageRgb,
-    crop_rgb: ImageRgb,
-    region: Region,
-    bend: Bend,
-    frame_from_crop: F32,
-    skin: F32,
-    uv_from_frame: F32,
-) -> Light | None:
-    side = (FIT_SIDE, FIT_SIDE)
-    # area averages of the crop, by sampling a reduced copy of it
-    reduced = cv2.resize(crop_rgb, (64, 64), interpolation=cv2.INTER_AREA)
-    f = 64 / crop_rgb.shape[0]
-    grid = (crop_map(region, bend, frame_from_crop) + 0.5) * f - 0.5
-    uv = apply_affine(uv_from_frame, region.frame_grid(side).reshape(-1, 2)).reshape(*side, 2)
-    return fit_light(
-        np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_AREA), np.uint8),
-        resample(np.asarray(reduced, np.uint8), grid.astype(np.float32), side),
-        np.asarray(cv2.resize(skin, side, interpolation=cv2.INTER_AREA), np.float32),
-        uv,
+def _reduced(crop_rgb: ImageRgb, grid: F32, side: int) -> ImageRgb:
+    """Area averages of the crop on a `side` by `side` grid over the region, by sampling a reduced copy."""
+    reduced = np.asarray(cv2.resize(crop_rgb, (64, 64), interpolation=cv2.INTER_AREA), np.uint8)
+    at = (grid + 0.5) * (64 / crop_rgb.shape[0]) - 0.5
+    return resample(reduced, at.astype(np.float32), (side, side))
+
+
+def _on_crop(field: F32, place: _Place, crop_rgb: ImageRgb) -> F32:
+    """A field (n, n, 3) over the region, seen from the crop's pixels; 0 outside the region."""
+    region, n = place.region, field.shape[0]
+    sx, sy = n / (region.x1 - region.x0), n / (region.y1 - region.y0)
+    cell_from_frame = np.array(
+        [[sx, 0, (0.5 - region.x0) * sx - 0.5], [0, sy, (0.5 - region.y0) * sy - 0.5]], np.float32
     )
+    matrix = compose_affine(cell_from_frame, place.frame_from_crop)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(field, matrix, crop_rgb.shape[1::-1], flags=flags), np.float32)
 
 
 def _patch(region: Region, scale: float) -> Region:

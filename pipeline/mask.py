@@ -114,7 +114,7 @@ def face_mask(
 
     Args:
         outlines_xy: polygons in frame px; the mask lies inside all of them.
-        core_xy: see `core_polygons`; fully covered whatever the outlines say.
+        core_xy: see `core_polygons`; fully covered, up to the outlines' very edge.
         width_px: of the face, frame px.
 
     Returns:
@@ -128,7 +128,10 @@ def face_mask(
     mask = np.clip((soft - 255 * _LOW) * (1 / (255 * (_HIGH - _LOW))), 0, 1)
     mask = mask * mask * (3 - 2 * mask)
     core = _blur(fill(region, core_xy), max(0.5, 0.4 * sigma))
-    core = np.clip(core * (2 / 255), 0, 1)
+    # not past the outline: in a turned face the far brow lies on it, and would stick out into the background
+    core = np.minimum(
+        np.clip(core * (2 / 255), 0, 1), np.clip((soft - 255 * 0.30) * (1 / (255 * 0.25)), 0, 1)
+    )
     return np.maximum(mask, core), core
 
 
