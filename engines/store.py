@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -397,11 +397,3 @@ def _disk_error(error: OSError, root: Path) -> ModelStoreError:
 
 def _no_progress(name: str, done_bytes: int, total_bytes: int) -> None:
     del name, done_bytes, total_bytes
-
-
-def licence_table(manifest: Manifest) -> list[Mapping[str, str]]:
-    """One row per model: name, group, licence, note; for display."""
-    return [
-        {"name": e.name, "group": e.group, "licence": e.licence, "note": e.licence_note}
-        for e in manifest.models.values()
-    ]
