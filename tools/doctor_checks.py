@@ -178,7 +178,7 @@ def _opencv() -> Finding:
     try:
         cv2 = importlib.import_module("cv2")
     except ImportError as error:
-        advice = "Run: pip install opencv-contrib-python; on Debian and Ubuntu also apt install libgl1 libglib2.0-0."
+        advice = "Run: pip install opencv-contrib-python; on Debian also: apt install libgl1 libglib2.0-0."
         return Finding("packages", "opencv", "missing", f"does not load: {error}", advice)
     if len(wheels) > 1:
         advice = "Uninstall them all, then: pip install --force-reinstall opencv-contrib-python"
