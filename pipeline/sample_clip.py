@@ -6,8 +6,9 @@ Nobody real is in it: the pictures come from the generator and the movements fro
 from __future__ import annotations
 
 import math
+import tempfile
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +16,12 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from keyface.pipeline.capture import SourceInfo
 from keyface.pipeline.face import F32
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.performance import SAMPLE_RATE_HZ, Moment, Performance
+from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.sink import Mp4Sink
 
 FPS = 25
 
@@ -29,6 +33,36 @@ class Portrait(Protocol):
         """uint8 (S, S, 3), FFHQ alignment (roll 0), for yaw, pitch and roll in degrees (roll is ignored:
         it belongs to the picture, not to the face) and 52 blendshapes in [0, 1]."""
         ...
+
+
+def write_sample_clip(
+    path: Path,
+    portrait: Portrait,
+    performance: Performance,
+    *,
+    size_px: int = 512,
+    on_frame: Callable[[], object] | None = None,
+) -> None:
+    """Writes the clip as MP4 with sound; it appears under its name only whole.
+
+    Args:
+        path: of the new file; replaced if it exists.
+        size_px: width and height, even.
+        on_frame: called after each frame written.
+
+    Raises:
+        SinkError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="keyface-voice-") as folder:
+        voice = Path(folder) / "voice.wav"
+        write_voice(voice, performance)
+        info = _info(voice, performance, size_px)
+        with Mp4Sink(path, info, audio_from=voice) as sink:
+            for frame in sample_frames(portrait, performance, size_px=size_px):
+                sink.write(redact_frame(frame, ()))  # safe as it is: nobody real is in it
+                if on_frame is not None:
+                    on_frame()
+            sink.commit()
 
 
 def sample_frames(portrait: Portrait, performance: Performance, *, size_px: int = 512) -> Iterator[Frame]:
@@ -53,6 +87,22 @@ def write_voice(path: Path, performance: Performance) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE_HZ)
         file.writeframes(samples.tobytes())
+
+
+def _info(voice: Path, performance: Performance, size_px: int) -> SourceInfo:
+    return SourceInfo(
+        path=voice,
+        container="generated",
+        codec="rawvideo",
+        pix_fmt="rgb24",
+        size_wh=(size_px, size_px),
+        fps=float(FPS),
+        frame_rate=Fraction(FPS),
+        duration_s=performance.duration_s,
+        n_frames_hint=n_frames(performance),
+        time_base=Fraction(1, FPS),
+        first_pts=0,
+    )
 
 
 def _held(picture: ImageRgb, moment: Moment, size_px: int) -> ImageRgb:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keyface.pipeline.capture import FileSource
 from keyface.pipeline.performance import SAMPLE_RATE_HZ, Performance
-from keyface.pipeline.sample_clip import FPS, n_frames, sample_frames, write_voice
+from keyface.pipeline.sample_clip import FPS, n_frames, sample_frames, write_sample_clip, write_voice
 
 
 class DotPortrait:
@@ -65,3 +66,15 @@ def test_voice_file_is_as_long_as_the_clip(tmp_path: Path) -> None:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLE_RATE_HZ)
         assert file.getnframes() == 2.5 * SAMPLE_RATE_HZ
         assert np.frombuffer(file.readframes(file.getnframes()), "<i2").max() > 5000
+
+
+def test_clip_has_all_frames_and_sound(tmp_path: Path) -> None:
+    performance, seen = Performance(2.0), []
+    path = tmp_path / "sample.mp4"
+    write_sample_clip(path, DotPortrait(), performance, size_px=128, on_frame=lambda: seen.append(1))
+    with FileSource(path) as source:
+        frames = list(source)
+        assert source.info.size_wh == (128, 128) and source.info.has_audio
+    assert len(frames) == len(seen) == 2 * FPS
+    assert frames[-1].pts_s == pytest.approx((2 * FPS - 1) / FPS, abs=1e-3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sample.mp4"]
