@@ -1,9 +1,9 @@
 """The analyse stage: faces, their tracks, landmarks and expressions in every frame.
 
 Landmarks follow a face from frame to frame, which is precise and costs no detector. The detector runs
-every few frames, and whenever something is not sure: a track that was not seen, that has no mesh, that
-jumped or is young, a cut, a damaged frame. It has the last word: a mesh where the detector finds no face,
-also on a second, closer look, is not believed, and its track is only predicted (and so redacted).
+every few frames, and whenever something is not sure: a track that was not seen where it was expected,
+that jumped or is young, a cut, a damaged frame. It has the last word: a mesh where the detector finds no
+face, also on a second, closer look, is not believed, and its track is only predicted (and so redacted).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keyface.configs.schema import EngineOptions
 from keyface.engines.engine import Engine
 from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
-from keyface.pipeline.detect import DetectOptions, YuNetDetector
+from keyface.pipeline.detect import DetectOptions, Detector, YuNetDetector
 from keyface.pipeline.face import F32, AnalysedFrame, Detection, FaceMesh
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.geometry import F64, box_from_mesh, iou_matrix, points_5_from_mesh
@@ -28,14 +28,24 @@ from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.scene_cut import SceneCutDetector
 from keyface.pipeline.track import DETECTION_SIGMA, MESH_SIGMA, Track, Tracker, TrackOptions
 
+_PATIENCE = 8  # frames
+_RETRY_EVERY = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalyseOptions:
     """How frames are analysed.
 
     Attributes:
-        detect: the detector's options; its `min_score` is replaced by the tracks' scores.
+        detect: the detector's options; its `min_score` is replaced by `keep_score`.
         track: the tracks' options.
+        keep_score: detection score that is enough to go on with a track, and for a newcomer to get a second,
+            closer look.
+        near_score: score in the closer look from which a newcomer is a face.
+        doubt_score: a newcomer from this score on is a face if seen twice, even if the closer look fails;
+            below, it is dropped then.
+        sure_score: a newcomer from this score on is a face at once, without a closer look.
+        is_still: the source is a photo: doubtful newcomers are faces, as there is no second sight.
         detect_every: frames from one run of the detector to the next when all is sure, >= 1.
         sure_after: frames in which a track must have been seen before it can count as sure.
         min_mesh_px: a smaller face (longer side) gets no mesh, and so is redacted.
@@ -47,6 +57,11 @@ class AnalyseOptions:
 
     detect: DetectOptions = field(default_factory=DetectOptions)
     track: TrackOptions = field(default_factory=TrackOptions)
+    keep_score: float = 0.35
+    near_score: float = 0.5
+    doubt_score: float = 0.65
+    sure_score: float = 0.8
+    is_still: bool = False
     detect_every: int = 4
     sure_after: int = 3
     min_mesh_px: float = 20.0
@@ -69,7 +84,7 @@ class Analyser:
         self,
         options: AnalyseOptions | None = None,
         *,
-        open_detector: Callable[[], YuNetDetector],
+        open_detector: Callable[[], Detector],
         open_landmarker: Callable[[], Landmarker],
         open_recogniser: Callable[[], Recogniser] | None = None,
     ) -> None:
@@ -77,7 +92,7 @@ class Analyser:
         self._open_detector = open_detector
         self._open_landmarker = open_landmarker
         self._open_recogniser = open_recogniser
-        self._detector: YuNetDetector | None = None
+        self._detector: Detector | None = None
         self._landmarker: Landmarker | None = None
         self._recogniser: Recogniser | None = None
         self._n_frames = 0
@@ -129,7 +144,7 @@ class Analyser:
         self._tracker.advance(item.pts_s, is_cut=is_cut)
         self._follow(image_rgb)
         self._since_detection += 1
-        if is_cut or item.is_suspect or self._is_detection_due():
+        if is_cut or item.is_suspect or not self._is_sure(image_rgb):
             self._detect(image_rgb)
             self._since_detection = 0
         self._n_frames += 1
@@ -142,13 +157,19 @@ class Analyser:
         self._n_frames = 0
         self._since_detection = 0
 
-    def _is_detection_due(self) -> bool:
-        if self._n_frames < self.options.sure_after or self._since_detection >= self.options.detect_every:
-            return True
-        return any(not self._is_sure(track) for track in self._tracker.tracks)
-
-    def _is_sure(self, track: Track) -> bool:
-        return track.is_seen and track.mesh is not None and track.n_seen >= self.options.sure_after
+    def _is_sure(self, image_rgb: ImageRgb) -> bool:
+        """False when the detector is due. Tracks without a mesh cost a closer look, not a whole detection,
+        as long as that finds them."""
+        options = self.options
+        if self._n_frames < options.sure_after or self._since_detection >= options.detect_every:
+            return False
+        tracks = self._tracker.tracks
+        if any(track.n_seen < options.sure_after or track.gap_s > 0 for track in tracks):
+            return False
+        for track in tracks:
+            if not track.is_seen:
+                self._look_closer(track, image_rgb)
+        return all(track.is_seen for track in tracks)
 
     # ------------------------------------------------------------ landmarks
     def _follow(self, image_rgb: ImageRgb) -> None:
@@ -181,7 +202,7 @@ class Analyser:
     # ------------------------------------------------------------ detection
     def _detect(self, image_rgb: ImageRgb) -> None:
         detector, _ = self._parts()
-        found = detector.detect(image_rgb, min_score=self.options.track.keep_score)
+        found = detector.detect(image_rgb, min_score=self.options.keep_score)
         pairs, newcomers = self._tracker.assign(found)
         for track, detection in pairs:
             self._confirm(track, detection, image_rgb)
@@ -193,8 +214,21 @@ class Analyser:
         for detection in newcomers:
             if taken and iou_matrix(detection.box_xyxy[None], np.stack(taken)).max() > 0.5:
                 continue  # a second box on a face that is taken
-            if detection.score >= self.options.track.tentative_score:
-                self._tracker.begin(detection, self._find_mesh(image_rgb, detection), image_rgb)
+            self._welcome(detection, image_rgb)
+
+    def _welcome(self, detection: Detection, image_rgb: ImageRgb) -> None:
+        """Begins a track for a newcomer if it is a face."""
+        detector, _ = self._parts()
+        is_sure = detection.score >= self.options.sure_score
+        if not is_sure:
+            near = detector.detect_near(image_rgb, detection.box_xyxy, min_score=self.options.near_score)
+            closer = _best_overlap(detection.box_xyxy, near, self.options.confirm_iou)
+            if closer is None and detection.score < self.options.doubt_score:
+                return
+            is_sure = closer is not None or self.options.is_still
+            detection = closer or detection
+        mesh = self._find_mesh(image_rgb, detection)
+        self._tracker.begin(detection, mesh, image_rgb, is_sure=is_sure)
 
     def _confirm(self, track: Track, detection: Detection, image_rgb: ImageRgb) -> None:
         """The detector sees the face of a track: its mesh stays when it lies there, else it is sought
@@ -203,7 +237,9 @@ class Analyser:
             overlap = iou_matrix(box_from_mesh(track.mesh.points_xyz)[None], detection.box_xyxy[None])
             if overlap[0, 0] >= self.options.confirm_iou:
                 return
-        mesh = self._find_mesh(image_rgb, detection)
+        # Where a mesh was sought in vain for long it is sought less often: small faces come in crowds.
+        is_worth_it = track.n_meshless < _PATIENCE or track.n_meshless % _RETRY_EVERY == 0
+        mesh = self._find_mesh(image_rgb, detection) if is_worth_it else None
         box, sigma = detection.box_xyxy, DETECTION_SIGMA
         if mesh is not None:
             box, sigma = box_from_mesh(mesh.points_xyz), MESH_SIGMA
@@ -213,17 +249,15 @@ class Analyser:
         """Seeks a track's face in a closer cut-out; when it is not there the track is unseen."""
         detector, _ = self._parts()
         box = track.filter.box_xyxy
-        near = detector.detect_near(image_rgb, box, min_score=self.options.track.keep_score)
-        if near:
-            overlaps = iou_matrix(box[None], np.stack([d.box_xyxy for d in near]))[0]
-            best = int(overlaps.argmax())
-            if overlaps[best] >= self.options.track.match_iou:
-                self._confirm(track, near[best], image_rgb)
-                return
-        track.is_seen = False
+        near = detector.detect_near(image_rgb, box, min_score=self.options.keep_score)
+        found = _best_overlap(box, near, self.options.track.match_iou)
+        if found is None:
+            track.is_seen = False
+        else:
+            self._confirm(track, found, image_rgb)
 
     # ------------------------------------------------------------ parts
-    def _parts(self) -> tuple[YuNetDetector, Landmarker]:
+    def _parts(self) -> tuple[Detector, Landmarker]:
         if self._detector is None or self._landmarker is None:
             raise StageError("the analyse stage is not open.", "Call open() first.")
         return self._detector, self._landmarker
@@ -234,6 +268,14 @@ class Analyser:
                 raise StageError("the analyse stage has no recogniser.")
             self._recogniser = self._open_recogniser()
         return self._recogniser.embed(image_rgb, detection.points_5)
+
+
+def _best_overlap(box_xyxy: F32, detections: list[Detection], min_iou: float) -> Detection | None:
+    if not detections:
+        return None
+    overlaps = iou_matrix(box_xyxy[None], np.stack([d.box_xyxy for d in detections]))[0]
+    best = int(overlaps.argmax())
+    return detections[best] if overlaps[best] >= min_iou else None
 
 
 def _moved(mesh: FaceMesh, step_xy: F64) -> FaceMesh:

@@ -11,54 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from keyface.pipeline.canonical_face import CANONICAL_XYZ, RIGID_INDEX, RIGID_WEIGHT
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 _Array = npt.NDArray[Any]
 
-# The rigid core of MediaPipe's canonical face model: landmark index, Procrustes weight, and x, y, z in
-# centimetres, right-handed, y up, z towards the viewer. All other landmarks weigh nothing. From
-# geometry_pipeline_metadata_landmarks.binarypb of face_landmarker_v2_with_blendshapes.task (Apache-2.0).
-_CANONICAL = np.array(
-    [
-        (4, 0.07090994, 0.000000, -0.463170, 7.586580),
-        (6, 0.03210014, 0.000000, 2.473255, 5.788627),
-        (10, 0.00844655, 0.000000, 8.261778, 4.481535),
-        (33, 0.05872417, -4.445859, 2.663991, 3.173422),
-        (54, 0.00766708, -6.279331, 6.615427, 1.425850),
-        (67, 0.00907806, -3.523964, 8.005976, 3.729163),
-        (117, 0.00979194, -5.258659, 0.945811, 2.974312),
-        (119, 0.01456537, -3.300681, 0.861641, 3.872784),
-        (121, 0.01859136, -1.820731, 1.467954, 4.224124),
-        (127, 0.00519799, -7.743095, 2.364999, -2.005167),
-        (129, 0.12062521, -1.785794, -0.978284, 4.850470),
-        (132, 0.00556002, -7.270895, -2.890917, -2.252455),
-        (133, 0.05328618, -1.856432, 2.585245, 3.757904),
-        (136, 0.06689046, -5.085276, -7.178590, 0.714711),
-        (143, 0.01481655, -6.407571, 2.236021, 1.560843),
-        (147, 0.01426283, -6.234883, -1.944430, 1.663542),
-        (198, 0.02546219, -1.246815, 0.230297, 5.681036),
-        (205, 0.04725228, -3.832928, -1.537326, 4.137731),
-        (263, 0.05872417, 4.445859, 2.663991, 3.173422),
-        (284, 0.00766708, 6.279331, 6.615427, 1.425850),
-        (297, 0.00907806, 3.523964, 8.005976, 3.729163),
-        (346, 0.00979194, 5.258659, 0.945811, 2.974312),
-        (348, 0.01456537, 3.300681, 0.861641, 3.872784),
-        (350, 0.01859136, 1.820731, 1.467954, 4.224124),
-        (356, 0.00519799, 7.743095, 2.364999, -2.005167),
-        (358, 0.12062521, 1.785794, -0.978284, 4.850470),
-        (361, 0.00556002, 7.270895, -2.890917, -2.252455),
-        (362, 0.05328618, 1.856432, 2.585245, 3.757904),
-        (365, 0.06689046, 5.085276, -7.178590, 0.714711),
-        (372, 0.01481655, 6.407571, 2.236021, 1.560843),
-        (376, 0.01426283, 6.234883, -1.944430, 1.663542),
-        (420, 0.02546219, 1.246815, 0.230297, 5.681036),
-        (425, 0.04725228, 3.832928, -1.537326, 4.137731),
-    ]
-)
-_RIGID_INDEX = _CANONICAL[:, 0].astype(np.intp)
-_RIGID_WEIGHT: F64 = _CANONICAL[:, 1] / _CANONICAL[:, 1].sum()
-_RIGID_XYZ: F64 = _CANONICAL[:, 2:5] - _RIGID_WEIGHT @ _CANONICAL[:, 2:5]  # centred
-_RIGID_SPREAD = float((_RIGID_WEIGHT[:, None] * _RIGID_XYZ**2).sum())
+_RIGID_XYZ: F64 = CANONICAL_XYZ[RIGID_INDEX]
+_RIGID_XYZ = _RIGID_XYZ - RIGID_WEIGHT @ _RIGID_XYZ  # centred
+_RIGID_SPREAD = float((RIGID_WEIGHT[:, None] * _RIGID_XYZ**2).sum())
 _N_FACE_POINTS = 468  # MediaPipe leaves the ten iris points out of the fit
 _VERTICAL_FOV_DEG = 63.0
 _HEIGHT_AT_NEAR = 2.0 * np.tan(np.radians(_VERTICAL_FOV_DEG) / 2.0)  # near plane at 1
@@ -219,13 +180,13 @@ def frame_from_quad(quad_xy: _Array, size: int) -> F32:
 def _procrustes(targets: F64) -> tuple[F64, float]:
     """Weighted orthogonal Procrustes (Akca 2003, eq. 51-53): rotation (3, 3) and scale that take the
     canonical face to `targets` (33, 3)."""
-    centred = targets - _RIGID_WEIGHT @ targets
-    u, _, vt = np.linalg.svd((centred * _RIGID_WEIGHT[:, None]).T @ _RIGID_XYZ)
+    centred = targets - RIGID_WEIGHT @ targets
+    u, _, vt = np.linalg.svd((centred * RIGID_WEIGHT[:, None]).T @ _RIGID_XYZ)
     if np.linalg.det(u) * np.linalg.det(vt) < 0:
         u[:, 2] *= -1
     rotation: F64 = u @ vt
     fitted = _RIGID_XYZ @ rotation.T
-    return rotation, float((_RIGID_WEIGHT[:, None] * fitted * centred).sum()) / _RIGID_SPREAD
+    return rotation, float((RIGID_WEIGHT[:, None] * fitted * centred).sum()) / _RIGID_SPREAD
 
 
 def head_rotation(points_xyz: _Array, size_wh: tuple[float, float]) -> F64:
@@ -244,7 +205,7 @@ def head_rotation(points_xyz: _Array, size_wh: tuple[float, float]) -> F64:
     """
     width, height = size_wh
     points = np.asarray(points_xyz, np.float64)
-    p = points[_RIGID_INDEX]
+    p = points[RIGID_INDEX]
     per_px = _HEIGHT_AT_NEAR / height  # the same for x, y and z: pixels are square
     x, y = (p[:, 0] - width / 2) * per_px, (height / 2 - p[:, 1]) * per_px
     z = p[:, 2] * per_px

@@ -34,11 +34,8 @@ class TrackOptions:
     """How tracks live and die.
 
     Attributes:
-        new_score: a detection from this score on begins a track at once, with or without a mesh.
-        tentative_score: one between this and `new_score` must have a mesh, or be seen a second time
-            within `tentative_s`; until then it is not reported.
-        keep_score: enough to go on with a track.
-        tentative_s: see above.
+        tentative_s: a doubtful newcomer must be seen a second time within this; until then it is not
+            reported.
         max_gap_s: a face that is not seen is predicted for that long, then lost.
         growth_per_s: sides of a predicted box grow by this share each second without sight.
         match_iou: overlap from which a detection may belong to a track.
@@ -47,9 +44,6 @@ class TrackOptions:
         memory: number of lost faces that are remembered.
     """
 
-    new_score: float = 0.65
-    tentative_score: float = 0.5
-    keep_score: float = 0.35
     tentative_s: float = 0.3
     max_gap_s: float = 1.0
     growth_per_s: float = 0.8
@@ -123,7 +117,7 @@ def _split(box_xyxy: F32) -> tuple[F64, float]:
     return np.array([*(box[:2] + box[2:]) / 2, np.log(w * h) / 2]), float(np.log(w / h))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Portrait:
     """The best view of a track so far: a small cut-out, the face in it, and how good it is."""
 
@@ -133,7 +127,7 @@ class Portrait:
     embedding: F32 | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Track:
     """One face through time. `mesh`, `points_5`, `score` and `is_seen` are those of the present frame."""
 
@@ -147,6 +141,7 @@ class Track:
     points_5: F32 | None = None
     age: int = 0
     n_seen: int = 0
+    n_meshless: int = 0  # frames since it last had a mesh
     gap_s: float = 0.0
     step_xy: F64 = field(default_factory=lambda: np.zeros(2))  # predicted motion into this frame, px
     portrait: Portrait | None = None
@@ -226,11 +221,12 @@ class Tracker:
                 pairs.append((self.tracks[t], detections[d]))
         return pairs, [detections[d] for d in sorted(free_d)]
 
-    def begin(self, detection: Detection, mesh: FaceMesh | None, image_rgb: ImageRgb) -> Track | None:
-        """A new track, or a lost one found again; None when the detection is too weak for either."""
-        is_sure = detection.score >= self.options.new_score or mesh is not None
-        if not is_sure and detection.score < self.options.tentative_score:
-            return None
+    def begin(
+        self, detection: Detection, mesh: FaceMesh | None, image_rgb: ImageRgb, *, is_sure: bool = True
+    ) -> Track:
+        """A new track, or a lost one found again. One that is not sure is reported from the second sight on,
+        or at once with a mesh."""
+        is_sure = is_sure or mesh is not None
         old = self._find_again(detection, image_rgb) if is_sure else None
         track_id, age = (old.track_id, old.age + 1) if old else (next(self._ids), 0)
         track = Track(track_id, BoxFilter(detection.box_xyxy), self._pts_s or 0.0, not is_sure, age=age)
@@ -252,6 +248,7 @@ class Tracker:
         for track in self.tracks:
             if track.is_seen:
                 track.n_seen += 1
+                track.n_meshless = 0 if track.mesh is not None else track.n_meshless + 1
                 track.last_seen_s, track.gap_s = now, 0.0
                 track.is_tentative = track.is_tentative and track.n_seen < 2 and track.mesh is None
                 self._portray(track, image_rgb)
@@ -305,7 +302,9 @@ class Tracker:
             )
 
     def _find_again(self, detection: Detection, image_rgb: ImageRgb) -> Track | None:
-        candidates = [track for track in self._lost if track.portrait is not None]
+        # Among them tracks that are still predicted, but elsewhere: a face may move faster than a track.
+        missing = [track for track in self.tracks if not track.is_seen and not track.is_tentative]
+        candidates = [track for track in (*self._lost, *missing) if track.portrait is not None]
         if self._reidentify is None or not candidates:
             return None
         newcomer = _unit(self._reidentify(image_rgb, detection))
@@ -320,7 +319,8 @@ class Tracker:
             if cosine >= best_cosine:
                 best, best_cosine = track, cosine
         if best is not None:
-            self._lost.remove(best)
+            self._lost = [track for track in self._lost if track is not best]
+            self.tracks = [track for track in self.tracks if track is not best]
         return best
 
 
