@@ -21,7 +21,7 @@ from keyface.pipeline.frame import ImageRgb
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-FIT_SIDE = 40
+FIT_SIDE = 36
 TAU_S = 0.4
 MIN_SAMPLES = 40
 _FLOOR = 6.0  # added before logs: 8-bit values below carry no ratio
@@ -90,7 +90,7 @@ def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, skin: F32, face: F32,
         weighted = design * robust[:, None]
         normal = weighted.T @ design + np.diag(_RIDGE) * (robust.sum() / 100)
         coefficients = np.linalg.solve(normal, weighted.T @ target)
-        residual = np.abs(target - design @ coefficients).mean(1)
+        residual = np.abs(target - design @ coefficients) @ np.full(3, 1 / 3)
         scale = max(float(np.median(residual)) * 1.5, 0.03)
         robust = w / (1 + (residual / scale) ** 2)  # Cauchy weights: glasses, beards and hair count little
     plain = Light(_limit(coefficients), 1.0, 1.0, robust @ virtual[seen] / robust.sum())
@@ -105,7 +105,7 @@ def _liveliness(source: F64, lit: F64) -> tuple[float, float]:
         return 1.0, 1.0
     spans, colours = [], []
     for pixels in (source, lit):
-        luma = pixels.mean(1)
+        luma = pixels @ np.full(3, 1 / 3)
         low, high = np.percentile(luma, [4, 96])
         chroma = pixels - luma[:, None]
         spans.append(float(high - low))
@@ -125,24 +125,31 @@ def _limit(coefficients: F64) -> F64:
 
 
 class LightFilter:
-    """Exponential mean of a track's light over `TAU_S`."""
+    """A track's light: fitted every `EVERY` frames, exponential mean over `TAU_S`."""
+
+    EVERY = 2
 
     def __init__(self) -> None:
-        self._light: Light | None = None
+        self.light: Light | None = None
+        self._count = 0
 
-    def update(self, light: Light | None, dt_s: float) -> Light | None:
-        """The steadied light; the last one when this frame has none."""
-        if light is None or self._light is None:
-            self._light = light or self._light
-            return self._light
-        a, old = 1 - float(np.exp(-dt_s / TAU_S)), self._light
-        self._light = Light(
+    def is_due(self) -> bool:
+        """Whether this frame should be fitted; call once a frame."""
+        self._count += 1
+        return self.light is None or self._count % self.EVERY == 0
+
+    def update(self, light: Light | None, dt_s: float) -> None:
+        """Takes in a fit made `dt_s` after the last frame; None (too little skin) changes nothing."""
+        if light is None or self.light is None:
+            self.light = light or self.light
+            return
+        a, old = 1 - float(np.exp(-self.EVERY * dt_s / TAU_S)), self.light
+        self.light = Light(
             old.coefficients + a * (light.coefficients - old.coefficients),
             old.contrast + a * (light.contrast - old.contrast),
             old.saturation + a * (light.saturation - old.saturation),
             old.pivot_rgb + a * (light.pivot_rgb - old.pivot_rgb),
         )
-        return self._light
 
 
 def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32) -> ImageRgb:

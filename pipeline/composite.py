@@ -112,16 +112,18 @@ class FaceCompositor:
         face = np.asarray(cv2.resize(mask, side, interpolation=cv2.INTER_AREA), np.float32)
         skin = np.asarray(cv2.resize(mask * (1 - core), side, interpolation=cv2.INTER_AREA), np.float32)
         uv = face_coordinates_of(place.region, place.uv_from_frame, side)
-        light = self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
+        if self._light.is_due():
+            self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
+        light = self._light.light
         if light is None:
             return crop_rgb, mask
         lit = light.apply(virtual, uv)
         hair = np.zeros_like(mask)
-        plane = skin_level(own.astype(np.float32).mean(-1), skin, uv)
-        if plane is not None:
-            allowed = above_eyes(place.region.frame_grid(mask.shape[::-1]), place.driver_xy) * (1 - core)
-            uv_work = face_coordinates_of(place.region, place.uv_from_frame, mask.shape[::-1])
-            hair = self._hairline.uncovered(small, lit, plane, uv_work, uv, allowed, mask, dt_s)
+        skin_log = skin_level(cv2.cvtColor(own, cv2.COLOR_RGB2GRAY).astype(np.float32), skin, uv)
+        if skin_log is not None:
+            high = above_eyes(place.region.frame_grid(side), place.driver_xy)
+            allowed = np.asarray(cv2.resize(high, mask.shape[::-1]), np.float32) * (1 - core)
+            hair = self._hairline.uncovered(small, lit, skin_log, allowed, mask, dt_s)
         distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))

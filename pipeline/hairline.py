@@ -28,7 +28,7 @@ _FLOOR = 6.0
 
 
 def skin_level(luma: F32, skin: F32, uv: F32) -> F32 | None:
-    """Plane (3,) over (1, u, v) of the log luminance of skin; None with too little of it.
+    """(n, n) log luminance that skin has at each place, a plane over the face; None with too little skin.
 
     Args:
         luma: (n, n) levels.
@@ -46,14 +46,13 @@ def skin_level(luma: F32, skin: F32, uv: F32) -> F32 | None:
         normal = weighted.T @ design + np.diag([1e-3, 1.0, 1.0]) * (weight.sum() / 100)
         plane = np.linalg.solve(normal, weighted.T @ target)
         weight = skin[seen] / (1 + ((target - design @ plane) / 0.15) ** 2)
-    return np.asarray(plane, np.float32)
+    return np.asarray(plane[0] + uv @ plane[1:], np.float32)
 
 
-def darkness(luma: npt.NDArray[Any], plane: F32, uv: F32, limits: tuple[float, float]) -> F32:
-    """[0, 1], same size as `luma`: 1 where it is too dark for skin by the upper of the two limits."""
-    level = plane[0] + uv[..., 0] * plane[1] + uv[..., 1] * plane[2]
-    depth = level - np.log(luma.astype(np.float32) + _FLOOR)
-    return np.asarray(np.clip((depth - limits[0]) / (limits[1] - limits[0]), 0, 1), np.float32)
+def darkness(luma: npt.NDArray[Any], skin_log: F32, limits: tuple[float, float]) -> F32:
+    """[0, 1], same size as `luma`: 1 where it lies below the skin's log luminance by the upper limit."""
+    depth = skin_log - cv2.log(luma.astype(np.float32) + _FLOOR)
+    return np.asarray(np.clip((depth - limits[0]) * (1 / (limits[1] - limits[0])), 0, 1), np.float32)
 
 
 def above_eyes(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
@@ -77,9 +76,7 @@ class Hairline:
         self,
         source_small: npt.NDArray[np.uint8],
         lit_small: F32,
-        plane: F32,
-        uv_work: F32,
-        uv_small: F32,
+        skin_log: F32,
         allowed: F32,
         mask: F32,
         dt_s: float,
@@ -89,17 +86,18 @@ class Hairline:
         Args:
             source_small: uint8 (h, w, 3) on the work grid.
             lit_small: (n, n, 3) levels, the relit virtual face.
-            plane: see `skin_level`.
-            uv_work, uv_small: face coordinates of both grids.
+            skin_log: (n, n), log luminance of skin, see `skin_level`.
             allowed: (h, w) [0, 1], where hair may be.
+            mask: (h, w) [0, 1].
         """
-        virtual = darkness(lit_small.mean(-1), plane, uv_small, _VIRTUAL_DARKER)
+        virtual = darkness(cv2.cvtColor(lit_small, cv2.COLOR_RGB2GRAY), skin_log, _VIRTUAL_DARKER)
         if self._virtual is not None:
             a = 1 - float(np.exp(-dt_s / self.TAU_S))
             virtual = self._virtual + a * (virtual - self._virtual)
         self._virtual = virtual
         size_wh = mask.shape[::-1]
-        own = darkness(cv2.cvtColor(source_small, cv2.COLOR_RGB2GRAY), plane, uv_work, _DRIVER_DARKER)
+        grey = cv2.cvtColor(source_small, cv2.COLOR_RGB2GRAY)
+        own = darkness(grey, np.asarray(cv2.resize(skin_log, size_wh), np.float32), _DRIVER_DARKER)
         dark = np.maximum(own, cv2.resize(virtual, size_wh))
         away = cv2.GaussianBlur(dark, (0, 0), max(0.5, 0.006 * max(size_wh))) * allowed
         share = float((away * mask).sum()) / max(float(mask.sum()), 1e-6)

@@ -34,8 +34,13 @@ MAX_CORE_SHARE = 0.45  # of eyes, nose and mouth hidden
 MAX_EYE_SHARE = 0.35  # of one eye
 MIN_AREA = 0.035  # of the face, for one thing in front
 MIN_DEPTH = 0.10  # face widths that it must reach in from the outline
-_FLOOR_LAB = np.array([14.0, 6.0, 6.0], np.float32)  # deviations that say nothing, 8-bit Lab units
-_THRESHOLD = 2.6
+_FLOOR = np.array([8.0, 4.5, 4.5, 7.0], np.float32)  # deviations that say nothing, 8-bit Lab units and edges
+_THRESHOLD = 2.4
+MIN_MOUTH = 0.8  # rim pixels of a part against the square root of its area
+MAX_INNER = 0.6  # mean of the core inside a part
+WIDE_OPEN = 0.05  # lips further apart than on average, face widths
+_INNER_LIPS = (13, 14)
+_BIAS = 1.0  # squared deviations by which the thing must explain a pixel better than the face
 _EXTENT = 1.25  # the texture spans this many face widths either side of the centre, halved
 _ANCHORS = np.concatenate([OVAL[::2], RIGHT_EYE[::4], LEFT_EYE[::4], RIGHT_BROW[::3], LEFT_BROW[::3],
                            NOSE[::2], LIPS[::3]])  # fmt: skip
@@ -55,10 +60,11 @@ class OccluderModel:
 
     def __init__(self) -> None:
         self._anchors: F32 | None = None  # (N, 2) texture px, from the first mesh
-        self._mean = np.zeros((SIDE, SIDE, 3), np.float32)
-        self._variance = np.zeros((SIDE, SIDE, 3), np.float32)
+        self._mean = np.zeros((SIDE, SIDE, 4), np.float32)
+        self._variance = np.zeros((SIDE, SIDE, 4), np.float32)
         self._front = np.zeros((SIDE, SIDE), np.float32)
         self._seen_s = 0.0
+        self._gap = 0.0
         self._hold_s = 0.0
 
     def update(
@@ -82,11 +88,13 @@ class OccluderModel:
         if self._anchors is None:
             self._anchors = _texture_anchors(driver_xy)
         to_work = _dense(self._anchors, at, (SIDE, SIDE))
-        seen = cv2.remap(cv2.cvtColor(source_small, cv2.COLOR_RGB2LAB), to_work, None, cv2.INTER_LINEAR,
-                         borderMode=cv2.BORDER_REPLICATE).astype(np.float32)  # fmt: skip
+        seen = _appearance(source_small, to_work)
         face = cv2.remap(mask, to_work, None, cv2.INTER_LINEAR)
         inner = cv2.remap(core, to_work, None, cv2.INTER_LINEAR)
-        candidate = self._disagreement(seen, face) if self._seen_s > LEARN_S else np.zeros_like(self._front)
+        is_open = self._watch_mouth(driver_xy, dt_s)
+        candidate = np.zeros_like(self._front)
+        if self._seen_s > LEARN_S:
+            candidate = self._disagreement(seen, face, inner, is_open)
         self._learn(seen, candidate, dt_s)
         rising = self._front + (1 - np.exp(-dt_s / ATTACK_S)) * (candidate - self._front)
         # a thing that has gone must not leave a hole: rise slowly, fall at once
@@ -98,21 +106,56 @@ class OccluderModel:
         in_front = cv2.remap(self._front, to_texture, None, cv2.INTER_LINEAR)
         return Occlusion(np.asarray(np.clip(in_front * 2 - 0.6, 0, 1), np.float32), self._hold_s > 0)
 
-    def _disagreement(self, seen: F32, face: F32) -> F32:
+    def _watch_mouth(self, driver_xy: npt.NDArray[Any], dt_s: float) -> bool:
+        """Whether the mouth is open much wider than usual: teeth and tongue are no thing in front."""
+        gap = float(np.linalg.norm(driver_xy[_INNER_LIPS[0]] - driver_xy[_INNER_LIPS[1]]))
+        gap /= max(face_width(driver_xy), 1e-6)
+        if self._seen_s == 0:
+            self._gap = gap
+        self._gap += (1 - float(np.exp(-dt_s / MEMORY_S))) * (gap - self._gap)
+        return gap > self._gap + WIDE_OPEN
+
+    def _disagreement(self, seen: F32, face: F32, inner: F32, is_open: bool) -> F32:
         """(SIDE, SIDE) 0 or 1: large connected areas that reach in from outside and are not the face."""
         inside = face > 0.5
         difference = seen - self._mean
         if inside.sum() < 50:
             return np.zeros((SIDE, SIDE), np.float32)
         difference[..., 0] -= np.clip(np.median(difference[..., 0][inside]), -40, 40)
-        z = np.sqrt((difference**2 / (self._variance + _FLOOR_LAB**2)).sum(-1))
+        z = np.sqrt((difference**2 / (self._variance + _FLOOR**2)).sum(-1))
         odd = (cv2.GaussianBlur(z, (0, 0), 0.8) > _THRESHOLD).astype(np.uint8)
         odd = cv2.morphologyEx(odd, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         odd = cv2.morphologyEx(odd, cv2.MORPH_OPEN, np.ones((4, 4), np.uint8))
         odd[~inside] = 0
+        if is_open and self._anchors is not None:
+            lips = cv2.convexHull(self._anchors[-len(LIPS[::3]) :])
+            cv2.fillConvexPoly(odd, np.rint(lips).astype(np.int32), 0)
+            cv2.polylines(odd, [np.rint(lips).astype(np.int32)], True, 0, 5)
         depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
         rim = inside & (depth <= 2.0)
-        return _large_from_rim(odd, rim, depth, float(inside.sum()))
+        parts = _large_from_rim(odd, rim, depth, inner)
+        return self._redrawn(parts, seen, difference, inside) if parts.any() else parts
+
+    def _redrawn(self, parts: F32, seen: F32, difference: F32, inside: npt.NDArray[np.bool_]) -> F32:
+        """The same parts, their border drawn anew where the colour of what is in front explains a pixel
+        better than the face's own colour does."""
+        colour = seen[..., :3]
+        core = cv2.erode(parts, np.ones((3, 3), np.uint8)) > 0
+        if int(core.sum()) < 12:
+            return parts
+        samples = colour[core]
+        centre = np.median(samples, 0)
+        spread = np.diag(np.cov(samples.T)) + 4.0**2
+        in_front = ((colour - centre) ** 2 / spread).sum(-1) + np.log(spread).sum()
+        own_spread = self._variance[..., :3] + 4.0**2
+        own = (difference[..., :3] ** 2 / own_spread).sum(-1) + np.log(own_spread).sum(-1)
+        near = cv2.dilate(parts, np.ones((13, 13), np.uint8)) > 0
+        gain = cv2.GaussianBlur((own - in_front).astype(np.float32), (0, 0), 0.7)
+        drawn = (near & inside & (gain > _BIAS)).astype(np.uint8)
+        drawn = cv2.morphologyEx(drawn, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        n, labels = cv2.connectedComponents(drawn, connectivity=4)
+        touched = np.bincount(labels[core], minlength=n)
+        return np.asarray((touched[labels] >= 8) & (drawn > 0), np.float32)
 
     def _learn(self, seen: F32, candidate: F32, dt_s: float) -> None:
         self._seen_s += min(dt_s, 0.2)
@@ -143,16 +186,30 @@ class OccluderModel:
         return False
 
 
-def _large_from_rim(odd: npt.NDArray[np.uint8], rim: npt.NDArray[np.bool_], depth: F32, area: float) -> F32:
-    """The components of `odd` that are large, touch the rim and reach deep enough."""
+def _appearance(source_small: ImageRgb, to_work: F32) -> F32:
+    """(SIDE, SIDE, 4) of the face laid flat: Lab, and how much edge there is, which tells a hand's fingers
+    from the cheek behind them when the colours are one person's."""
+    flat = cv2.remap(source_small, to_work, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    lab = cv2.cvtColor(flat, cv2.COLOR_RGB2LAB)
+    luma = np.ascontiguousarray(lab[..., 0], np.float32)
+    edge = cv2.magnitude(cv2.Sobel(luma, -1, 1, 0, scale=0.25), cv2.Sobel(luma, -1, 0, 1, scale=0.25))
+    return np.dstack([lab, cv2.GaussianBlur(edge, (0, 0), 1.2)]).astype(np.float32)
+
+
+def _large_from_rim(odd: npt.NDArray[np.uint8], rim: npt.NDArray[np.bool_], depth: F32, inner: F32) -> F32:
+    """The components of `odd` that are large, come broadly over the rim, reach deep enough, and do not lie
+    mostly on the features, as a changed expression would."""
     n, labels, stats, _ = cv2.connectedComponentsWithStats(odd, connectivity=4)
     out = np.zeros(odd.shape, np.float32)
+    area = float((depth > 0).sum())
     width = np.sqrt(area)
     for label in range(1, n):
         if stats[label, cv2.CC_STAT_AREA] < MIN_AREA * area:
             continue
         part = labels == label
-        if int((part & rim).sum()) >= 3 and float(depth[part].max()) >= MIN_DEPTH * width:
+        is_broad = int((part & rim).sum()) >= MIN_MOUTH * np.sqrt(stats[label, cv2.CC_STAT_AREA])
+        is_deep = float(depth[part].max()) >= MIN_DEPTH * width
+        if is_broad and is_deep and float(inner[part].mean()) < MAX_INNER:
             out[part] = 1
     return out
 

@@ -83,7 +83,7 @@ def match_texture(source_rgb: ImageRgb, virtual_rgb: ImageRgb) -> Texture:
 class TextureFilter:
     """A track's texture: measured every `EVERY` frames, averaged over `TAU_S`."""
 
-    EVERY = 6
+    EVERY = 8
 
     def __init__(self) -> None:
         self.texture: Texture | None = None
