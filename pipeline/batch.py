@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keyface.configs.errors import SinkError, SourceError, UsageError
+from keyface.pipeline.capture import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg"}
-    | {".wmv", ".flv", ".3gp", ".ogv", ".gif"}
-)
 PHOTO_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP"}
 RESUME_FILE = ".keyface-resume.json"
 

@@ -373,7 +373,7 @@ class Runner:
 
 def describe(error: BaseException) -> str:
     """An error in a few words, without the full stop: its own for errors of keyface, else with its kind."""
-    text = str(error).strip().rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".")[:300]
     return (
         text if isinstance(error, KeyfaceError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
     )

@@ -80,13 +80,23 @@ class Tally:
     redacted_frames: int = 0
     redacted: Counter[str] = field(default_factory=Counter)
     tracks: set[int] = field(default_factory=set)
+    first_pts_s: float | None = None
+    last_pts_s: float = 0.0
 
     def add(self, safe: SafeFrame) -> None:
         """Counts one frame."""
         self.frames += 1
+        self.first_pts_s = safe.pts_s if self.first_pts_s is None else self.first_pts_s
+        self.last_pts_s = safe.pts_s
         self.replaced += len(safe.replaced)
         self.tracks.update(safe.replaced)
         self.tracks.update(r.track_id for r in safe.redactions if r.track_id is not None)
         if safe.redactions:
             self.redacted_frames += 1
             self.redacted.update({redaction.reason for redaction in safe.redactions})
+
+    def duration_s(self, fps: float) -> float:
+        """Playing time from the first frame to the end of the last, which counts one frame at `fps`."""
+        if self.first_pts_s is None:
+            return 0.0
+        return self.last_pts_s - self.first_pts_s + (1.0 / fps if fps > 0 else 0.0)
