@@ -150,6 +150,7 @@ def fetch_url(source: UrlSource, entry: ModelEntry, staging: Path, report: Repor
                 done += len(chunk)
                 report(done, total or entry.bytes)
     except urllib.error.HTTPError as error:
+        error.close()  # it is the answer itself, with an open socket
         raise ModelStoreError(f"{entry.name}: {source.url} answers {error.code}.", WAY_OUT) from error
     except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError) as error:
         raise ModelStoreError(f"{entry.name}: {source.url} cannot be reached: {error}.", WAY_OUT) from error

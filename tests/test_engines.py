@@ -1,0 +1,416 @@
+"""Engines: checks of tensors and threads, back-ends, their choice, and parity between them."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from keyface.configs.errors import EngineError, ModelStoreError, UsageError
+from keyface.configs.schema import EngineOptions, load_preset, preset_names, read_options
+from keyface.engines import open as open_module
+from keyface.engines.engine import Array, Engine, TensorSpec
+from keyface.engines.fake import FakeEngine
+from keyface.engines.litert import LiteRtEngine
+from keyface.engines.onnx_rewrite import build_for_cpu
+from keyface.engines.open import BACKENDS, Backend, OpenRequest, open_engine, register_backend
+from keyface.engines.ort import OrtEngine
+
+IMAGE = TensorSpec("image", "float32", (None, 3, None, None))
+F32 = npt.NDArray[np.float32]
+
+
+def _network(path: Path, *, kind: str = "affine") -> Path:
+    """A tiny network. affine: y = 2 x + 1; log: y = log x; frozen: as affine, output declared batch 1."""
+    weights = [
+        numpy_helper.from_array(np.full((1, 3, 1, 1), 2.0, np.float32), "gain"),
+        numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "shift"),
+    ]
+    if kind == "log":
+        nodes, weights = [helper.make_node("Log", ["image"], ["result"])], []
+    else:
+        nodes = [
+            helper.make_node("Mul", ["image", "gain"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "shift"], ["result"]),
+        ]
+    batch = 1 if kind == "frozen" else "n"
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("result", TensorProto.FLOAT, [batch, 3, "h", "w"])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save_model(model, str(path))
+    return path
+
+
+@pytest.fixture
+def affine(tmp_path: Path) -> Path:
+    return _network(tmp_path / "affine.onnx")
+
+
+def _image(n: int = 1, seed: int = 0) -> F32:
+    return np.random.default_rng(seed).uniform(0.5, 1.0, (n, 3, 8, 6)).astype(np.float32)
+
+
+def _backends() -> list[str]:
+    return [name for name, b in BACKENDS.items() if ".onnx" in b.suffixes and b.is_installed]
+
+
+# -- checks shared by all back-ends
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1, 4, 8, 8), np.float32), r"got \(1,4,8,8\), want \(any,3,any,any\)"),
+        (np.zeros((3, 8, 8), np.float32), r"got \(3,8,8\), want"),
+        (np.zeros((1, 3, 8, 8), np.float64), "got float64, want float32"),
+        ([[1.0]], "got list, want a numpy array"),
+    ],
+)
+def test_a_bad_input_is_told_with_both_shapes(affine: Path, array: Any, message: str) -> None:
+    with OrtEngine(affine, name="detector") as engine, pytest.raises(EngineError, match=message) as caught:
+        engine.run({"image": array})
+    assert "detector input 'image'" in str(caught.value)
+
+
+def test_missing_and_unknown_inputs_are_told(affine: Path) -> None:
+    with OrtEngine(affine) as engine:
+        with pytest.raises(EngineError, match="got none, want image"):
+            engine.run({})
+        with pytest.raises(EngineError, match="got image, more, want image"):
+            engine.run({"image": _image(), "more": _image()})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_not_finite_is_an_error(bad: float) -> None:
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        result = np.array(inputs["image"])
+        result[0, 1, 2, 3] = bad
+        return {"image": result}
+
+    engine = FakeEngine((IMAGE,), (IMAGE,), answer, name="generator")
+    with pytest.raises(EngineError, match=r"generator output 'image': 1 of 144 values not finite"):
+        engine.run({"image": _image()})
+
+
+def test_large_finite_outputs_are_no_false_alarm() -> None:
+    engine = FakeEngine((IMAGE,), (IMAGE,), lambda inputs: {"image": np.full_like(inputs["image"], 3e38)})
+    assert engine.run({"image": _image()})["image"][0, 0, 0, 0] == np.float32(3e38)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8), (1, 1, 8, 8)])
+def test_an_output_of_wrong_shape_is_an_error(shape: tuple[int, ...]) -> None:
+    engine = FakeEngine((IMAGE,), (IMAGE,), lambda _: {"image": np.zeros(shape, np.float32)})
+    with pytest.raises(EngineError, match="fake output 'image': got"):
+        engine.run({"image": _image()})
+
+
+def test_an_output_that_is_missing_is_an_error() -> None:
+    engine = FakeEngine((IMAGE,), (IMAGE,), lambda _: {})
+    with pytest.raises(EngineError, match="did not return it"):
+        engine.run({"image": _image()})
+
+
+def test_a_fault_of_the_back_end_becomes_an_engine_error() -> None:
+    def fail(_: Mapping[str, Array]) -> dict[str, Array]:
+        raise RuntimeError("kernel exploded\nlong trace")
+
+    with pytest.raises(EngineError, match=r"fake failed on fake: kernel exploded\."):
+        FakeEngine((IMAGE,), (IMAGE,), fail).run({"image": _image()})
+
+
+def test_a_fake_without_a_function_answers_zeros_and_counts() -> None:
+    engine = FakeEngine((IMAGE,), (TensorSpec("y", "float32", (1, 2)),))
+    assert engine.run({"image": _image()})["y"].tolist() == [[0.0, 0.0]]
+    assert engine.n_runs == 1
+
+
+def _run_elsewhere(engine: Engine) -> list[Exception]:
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            engine.run({"image": _image()})
+        except EngineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    return errors
+
+
+def test_an_engine_stays_on_its_thread(affine: Path) -> None:
+    with OrtEngine(affine) as engine:
+        (error,) = _run_elsewhere(engine)
+        assert "opened on another thread" in str(error)
+    with OrtEngine(affine, any_thread=True) as engine:
+        assert _run_elsewhere(engine) == []
+
+
+def test_a_closed_engine_refuses(affine: Path) -> None:
+    engine = OrtEngine(affine)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="affine is closed"):
+        engine.run({"image": _image()})
+    with pytest.raises(EngineError, match="affine is closed"):
+        engine.warm_up()
+
+
+# -- real back-ends on a tiny network
+
+
+@pytest.mark.parametrize("backend", _backends())
+@pytest.mark.parametrize("n", [1, 4])
+def test_back_ends_compute_and_give_fresh_arrays(affine: Path, backend: Any, n: int) -> None:
+    image = _image(n)
+    given = image.copy()
+    with open_engine(affine, backend=backend, threads=1) as engine:
+        assert engine.backend == backend and engine.name == "affine"
+        assert engine.inputs == {"image": IMAGE}
+        engine.warm_up()
+        first = engine.run({"image": image})["result"]
+        kept = first.copy()
+        second = engine.run({"image": _image(n, seed=1)})["result"]
+    np.testing.assert_allclose(first, 2 * given + 1, rtol=1e-6)
+    np.testing.assert_array_equal(first, kept)  # not overwritten by the second run, nor by closing
+    np.testing.assert_array_equal(image, given)
+    assert first.flags.writeable and not np.shares_memory(first, second)
+
+
+@pytest.mark.parametrize("backend", _backends())
+def test_arrays_that_are_not_contiguous_are_taken(affine: Path, backend: Any) -> None:
+    hwc = np.random.default_rng(3).uniform(0, 1, (8, 6, 3)).astype(np.float32)
+    with open_engine(affine, backend=backend) as engine:
+        result = engine.run({"image": hwc.transpose(2, 0, 1)[None]})["result"]
+    np.testing.assert_allclose(result[0].transpose(1, 2, 0), 2 * hwc + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", _backends())
+def test_nan_from_a_real_network_is_caught(tmp_path: Path, backend: Any) -> None:
+    with open_engine(_network(tmp_path / "log.onnx", kind="log"), backend=backend) as engine:
+        engine.warm_up()  # log 0 is infinite, yet warming up must not fail
+        with pytest.raises(EngineError, match="not finite"):
+            engine.run({"image": -_image()})
+
+
+def test_a_frozen_output_batch_is_opened_where_the_input_is_open(tmp_path: Path) -> None:
+    with OrtEngine(_network(tmp_path / "frozen.onnx", kind="frozen")) as engine:
+        assert engine.run({"image": _image(5)})["result"].shape == (5, 3, 8, 6)
+
+
+def test_bytes_open_as_files_do(affine: Path) -> None:
+    with OrtEngine(affine.read_bytes(), name="bytes") as engine:
+        np.testing.assert_allclose(engine.run({"image": _image()})["result"], 2 * _image() + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["broken.onnx", "broken.tflite"])
+def test_a_damaged_file_is_an_engine_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"this is no network" * 40)
+    with pytest.raises(EngineError, match="broken cannot be opened"):
+        open_engine(path)
+
+
+# -- choosing a back-end
+
+
+def test_the_files_kind_chooses(affine: Path, tmp_path: Path) -> None:
+    with open_engine(affine) as engine:
+        assert engine.backend == "onnxruntime"
+    with pytest.raises(EngineError, match=r"no back-end reads \.weights files.*\.onnx"):
+        open_engine(tmp_path / "x.weights")
+    with pytest.raises(EngineError, match=r"back-end litert does not read \.onnx files"):
+        open_engine(affine, backend="litert")
+    with pytest.raises(EngineError, match="there is no file"):
+        open_engine(tmp_path / "nowhere.onnx")
+
+
+def test_an_unknown_back_end_lists_the_known(affine: Path) -> None:
+    with pytest.raises(EngineError, match=r"unknown back-end 'cuda'\. Legal: auto, onnxruntime"):
+        open_engine(affine, backend="cuda")  # type: ignore[arg-type]
+
+
+def test_a_named_back_end_that_is_missing_is_no_silent_fallback(
+    affine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"openvino is not installed.*pip install 'keyface\[openvino\]'"):
+        open_engine(affine, backend="openvino")
+
+
+def test_a_recorded_preference_takes_the_first_installed(
+    affine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[OpenRequest] = []
+
+    def open_fake(request: OpenRequest) -> Engine:
+        opened.append(request)
+        return FakeEngine((IMAGE,), (IMAGE,), name=request.name)
+
+    here = Backend("openvino", (".onnx",), "json", "", ("f32",), open_fake)
+    monkeypatch.setitem(BACKENDS, "openvino", here)
+    options = EngineOptions(backends={"affine": ("openvino", "onnxruntime")}, threads_by_model={"affine": 3})
+    open_engine(affine, options=options).close()
+    assert opened[0].threads == 3
+    gone = Backend("openvino", (".onnx",), "no.such.module", "pip", ("f32",), open_fake)
+    monkeypatch.setitem(BACKENDS, "openvino", gone)
+    with open_engine(affine, options=options) as engine:
+        assert engine.backend == "onnxruntime"
+
+
+def test_a_back_end_can_be_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_module, "BACKENDS", dict(BACKENDS))
+    backend = Backend("tensorrt", (".onnx",), "tensorrt", "pip", ("f32",), lambda _: FakeEngine((), ()))
+    register_backend(backend)
+    with pytest.raises(EngineError, match="already registered"):
+        register_backend(backend)
+
+
+def test_a_precision_that_a_back_end_lacks_is_an_error(affine: Path) -> None:
+    with pytest.raises(EngineError, match=r"onnxruntime cannot compute in bf16. Legal: f32"):
+        open_engine(affine, backend="onnxruntime", precision="bf16")
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"thread": 2}, "unknown key 'thread'. Legal keys: allow_spinning, backends, precision"),
+        ({"threads": True}, "threads is True, want a whole number"),
+        ({"threads": -1}, "threads of 'threads' is -1"),
+        ({"precision": "f16"}, "Legal values: 'f32', 'bf16'"),
+        ({"backends": {"yunet": "openvino"}}, "backends.yunet is 'openvino', want a list"),
+        ({"backends": {"yunet": ["cuda"]}}, "unknown back-end 'cuda'. Legal: onnxruntime"),
+        ({"threads_by_model": 3}, "want a table"),
+    ],
+)
+def test_bad_engine_options_are_told(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace(".", r"\.").replace("[", r"\[")):
+        read_options(EngineOptions, table)
+
+
+def test_good_engine_options_are_read() -> None:
+    options = read_options(EngineOptions, {"threads": 2, "backends": {"yunet": ["openvino", "onnxruntime"]}})
+    assert options.threads == 2 and options.backends["yunet"] == ("openvino", "onnxruntime")
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(UsageError, match=r"no preset is called 'none'\. Legal: "):
+        load_preset(EngineOptions, "none")
+    assert preset_names() == tuple(sorted(preset_names()))
+
+
+# -- the product's networks
+
+
+def _feeds(name: str) -> dict[str, F32]:
+    rng = np.random.default_rng(11)
+    shapes = {"yunet_dynamic": ("input", (1, 3, 320, 256)), "sface_fast": ("data", (1, 3, 112, 112))}
+    key, shape = shapes[name]
+    return {key: rng.uniform(0, 255, shape).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["yunet_dynamic", "sface_fast"])
+def test_openvino_agrees_with_onnx_runtime(models: Any, name: str) -> None:
+    """float32: 1e-4 of the largest value; bf16, meant for speed only: 8 % of it."""
+    pytest.importorskip("openvino")
+    feed = _feeds(name)
+    with open_engine(models.path(name), backend="onnxruntime", threads=1) as engine:
+        want = engine.run(feed)
+    for precision, tolerance in (("f32", 1e-4), ("bf16", 8e-2)):
+        with open_engine(models.path(name), backend="openvino", threads=1, precision=precision) as engine:  # type: ignore[arg-type]
+            got = engine.run(feed)
+        for key, array in want.items():
+            np.testing.assert_allclose(got[key], array, rtol=0, atol=tolerance * float(np.abs(array).max()))
+
+
+def test_sface_written_for_the_cpu_equals_the_original(models: Any) -> None:
+    feed = _feeds("sface_fast")
+    results = []
+    for name in ("sface", "sface_fast"):
+        with open_engine(models.path(name), threads=1) as engine:
+            results.append(engine.run(feed)["fc1"][0])
+    np.testing.assert_allclose(results[1], results[0], atol=1e-4 * float(np.abs(results[0]).max()))
+
+
+def test_yunet_with_open_size_equals_the_original(models: Any) -> None:
+    image = np.random.default_rng(5).uniform(0, 255, (1, 3, 640, 640)).astype(np.float32)
+    results = []
+    for name in ("yunet", "yunet_dynamic"):
+        with open_engine(models.path(name), threads=1) as engine:
+            results.append(engine.run({"input": image}))
+    for key, array in results[0].items():
+        np.testing.assert_allclose(results[1][key], array, atol=1e-5)
+
+
+def test_the_face_networks_of_mediapipe_run(models: Any) -> None:
+    crop = np.full((1, 256, 256, 3), 0.5, np.float32)
+    with open_engine(models.path("face_mesh"), name="face_mesh") as mesh:
+        assert isinstance(mesh, LiteRtEngine)
+        outputs = mesh.run({"input_12": crop})
+        assert outputs["Identity"].shape == (1, 1, 1, 1434)
+        with pytest.raises(EngineError, match=r"got \(1,128,128,3\), want \(1,256,256,3\)"):
+            mesh.run({"input_12": crop[:, :128, :128]})
+    points = np.random.default_rng(0).uniform(50, 200, (1, 146, 2)).astype(np.float32)
+    with open_engine(models.path("face_blendshapes"), name="face_blendshapes") as blendshapes:
+        blendshapes.warm_up()
+        (scores,) = blendshapes.run({"serving_default_input_points:0": points}).values()
+    assert scores.shape == (52,) and scores.min() >= 0 and scores.max() <= 1
+
+
+def test_declared_inputs_and_outputs_are_those_of_the_files(models: Any) -> None:
+    for name in models.resolve("default"):
+        entry = models.manifest[name]
+        if not entry.inputs:
+            continue
+        with open_engine(models.path(name), name=name, threads=1) as engine:
+            for declared, real in ((entry.inputs, engine.inputs), (entry.outputs, engine.outputs)):
+                assert {t.name: (t.dtype, t.shape) for t in declared} == {
+                    t.name: (t.dtype, t.shape) for t in real.values()
+                }, name
+
+
+def test_the_rewrite_takes_weights_from_the_inputs_and_writes_out_prelu(tmp_path: Path) -> None:
+    slope = np.array([0.25, -0.5, 1.5], np.float32).reshape(3, 1, 1)
+    infos = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 4])]
+    infos.append(helper.make_tensor_value_info("slope", TensorProto.FLOAT, [3, 1, 1]))
+    graph = helper.make_graph(
+        [helper.make_node("PRelu", ["image", "slope"], ["result"])],
+        "old",
+        infos,
+        [helper.make_tensor_value_info("result", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [numpy_helper.from_array(slope, "slope")],
+    )
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(old))
+    build_for_cpu({"old": old}, new)
+    build_for_cpu({"old": old}, tmp_path / "again.onnx")
+    assert new.read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    image = np.random.default_rng(2).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    with OrtEngine(new) as engine:
+        assert list(engine.inputs) == ["image"]
+        got = engine.run({"image": image})["result"]
+    np.testing.assert_allclose(got, np.where(image > 0, image, slope * image), atol=1e-6)
+
+
+def test_the_rewrite_refuses_what_is_no_network(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(ModelStoreError, match="is not an ONNX file"):
+        build_for_cpu({"x": path}, tmp_path / "y.onnx")
