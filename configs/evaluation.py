@@ -66,11 +66,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
-    """Thresholds by recogniser, targets by figure, and where the thresholds come from."""
+    """Thresholds by recogniser and where they come from; targets by figure, for clips and for speed."""
 
     recognisers: Mapping[str, RecogniserThresholds]
     targets: Mapping[str, Target]
     provenance: Mapping[str, str | int]
+    speed: Mapping[str, Target]
 
 
 def load_evaluation(path: Path | None = None) -> EvaluationConfig:
@@ -80,10 +81,13 @@ def load_evaluation(path: Path | None = None) -> EvaluationConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"the evaluation settings {path} cannot be read: {error}.") from error
-    _keys(table, {"provenance", "recognisers", "targets"}, path.name)
+    _keys(table, {"provenance", "recognisers", "targets", "speed"}, path.name)
     recognisers = {name: _recogniser(name, row, path.name) for name, row in table["recognisers"].items()}
-    targets = {name: _target(name, row, path.name) for name, row in table["targets"].items()}
-    return EvaluationConfig(recognisers, targets, table["provenance"])
+    targets, speed = (
+        {name: _target(name, row, path.name) for name, row in table[kind].items()}
+        for kind in ("targets", "speed")
+    )
+    return EvaluationConfig(recognisers, targets, table["provenance"], speed)
 
 
 def _recogniser(name: str, row: dict[str, Any], where: str) -> RecogniserThresholds:

@@ -423,7 +423,7 @@ def test_targets(comparison: Any, met: float, missed: float) -> None:
 
 
 def test_settings_are_read_strictly(tmp_path: Path) -> None:
-    text = "[provenance]\n[recognisers.a]\nfar_0_1_percent = 0.3\n[targets]\n"
+    text = "[provenance]\n[recognisers.a]\nfar_0_1_percent = 0.3\n[targets]\n[speed]\n"
     (tmp_path / "e.toml").write_text(text)
     with pytest.raises(UsageError, match="equal_error"):
         load_evaluation(tmp_path / "e.toml")
@@ -443,7 +443,9 @@ def test_thresholds_come_from_pairs(tmp_path: Path) -> None:
     pairs += [(f"{n}/1.jpg", f"{(int(n) + 1) % 40}/2.jpg", False) for n in people]
     table = fit_thresholds._fit("net", vectors, pairs)
     target = tmp_path / "evaluation.toml"
-    target.write_text("# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n")
+    target.write_text(
+        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n"
+    )
     fit_thresholds._write(target, fit_thresholds._provenance("t", 80, {key: [] for key in vectors}) + table)
     config = load_evaluation(target)
     assert config.recognisers["net"].true_accepts > 0.95

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _DETECTOR = "scrfd_500m"
+_LANDMARKER = "face_landmarker"
 _COUNTS = ("leak_frames", "frame_count_difference", "audio_tracks_lost", "content_lag")
 _COLUMNS = (
     ("leak_frames", "leaks", 0), ("detection_rate", "det", 3), ("yaw_error", "yaw", 1),
@@ -84,13 +85,13 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
     from keyface.configs.evaluation import load_evaluation
     from keyface.engines.open import open_engine
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.landmarks import LiteRtLandmarker
+    from keyface.pipeline.landmarks_mediapipe import MediaPipeLandmarker
     from keyface.pipeline.measure_faces import Recogniser, Scrfd
     from keyface.pipeline.measure_video import Eyes
 
     config, store = load_evaluation(), ModelStore()
-    names = [_DETECTOR, *config.recognisers, "face_mesh", "face_blendshapes"]
-    store.ensure(names)
+    names = [_DETECTOR, *config.recognisers]
+    store.ensure([*names, _LANDMARKER])
     with ExitStack() as stack:
         engines = {
             name: stack.enter_context(open_engine(store.path(name), name=name, threads=threads))
@@ -106,7 +107,9 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
             )
             for name, limit in config.recognisers.items()
         ]
-        landmarker = LiteRtLandmarker(engines["face_mesh"], engines["face_blendshapes"])
+        # MediaPipe's own program, which finds the face again by itself, not the chain's way to run its parts.
+        landmarker = MediaPipeLandmarker(store.path(_LANDMARKER))
+        stack.callback(landmarker.close)
         yield Eyes(Scrfd(engines[_DETECTOR]), recognisers, landmarker), config
 
 
