@@ -26,6 +26,10 @@ class Observer(Protocol):
     def close(self) -> None: ...
 
 
+def _nothing() -> None:
+    """What there is to release by default."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainParts:
     """What a chain is made of.
@@ -35,12 +39,14 @@ class ChainParts:
         observer: learns who they are; None when nobody needs to know.
         reenact: renders virtual faces; None: all faces are mosaicked.
         paste: puts them into the frame.
+        release: called when the parts are no longer used; forgets secrets.
     """
 
     analyse: Stage[Frame, AnalysedFrame]
     observer: Observer | None
     reenact: Stage[AnalysedFrame, ReenactedFrame] | None
     paste: Stage[ReenactedFrame, SafeFrame]
+    release: Callable[[], None] = _nothing
 
 
 def make_plans(
@@ -140,6 +146,3 @@ class MosaicAll:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-PartsFactory = Callable[[], ChainParts]

@@ -3,88 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Protocol
 
-from keyface.configs.errors import SourceError, StageError, UsageError
-from keyface.configs.schema import BackendName
+from keyface.configs.errors import SourceError, StageError
 from keyface.pipeline.capture import FileSource, SourceInfo
 from keyface.pipeline.chain import ChainParts, make_plans
-from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.inline import InlineChain
 from keyface.pipeline.photo import read_photo, write_photo
-from keyface.pipeline.runner import OnFault, Runner, RunReport
+from keyface.pipeline.process_options import ProcessOptions
+from keyface.pipeline.runner import Runner, RunReport
 from keyface.pipeline.sink import ComparisonWriter, Mp4Sink
 from keyface.pipeline.stage import StagePlan
 from keyface.pipeline.summary import Summary, Tally
 
 _LOG = logging.getLogger(__name__)
 _LARGE_PIXELS = 4096 * 2304  # above it, one frame waits before each stage instead of two
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessOptions:
-    """How files are processed.
-
-    Attributes:
-        faces: "all", or "largest": only the largest track gets a virtual face, all others a mosaic.
-        redact_only: mosaic all faces; needs no key and no generator.
-        start_s, end_s: part of a video that is kept, seconds; None: from the start, to the end.
-        keep_metadata: keep title, place, device and the like; pictures and thumbnails are dropped anyway.
-        crf: constant rate factor of H.264, 0 (lossless) to 51.
-        on_fault: "redact" mosaics a frame on which a stage fails, "stop" ends the file there.
-        max_faults_in_a_row: more failures in a row end the file.
-        stage_timeout_s: longest time for one frame in one stage.
-        lookahead_s: how far back a face that is found late is hidden.
-        backend: inference back-end.
-        threads: of one network; 0: as configured.
-    """
-
-    faces: FacesChoice = "all"
-    redact_only: bool = False
-    start_s: float | None = None
-    end_s: float | None = None
-    keep_metadata: bool = False
-    crf: int = 18
-    on_fault: OnFault = "redact"
-    max_faults_in_a_row: int = 30
-    stage_timeout_s: float = 30.0
-    lookahead_s: float = 0.5
-    backend: BackendName = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, legal in (
-            ("--faces", self.faces, get_args(FacesChoice)),
-            ("--on-fault", self.on_fault, get_args(OnFault)),
-            ("--backend", self.backend, get_args(BackendName)),
-        ):
-            if value not in legal:
-                raise UsageError(f"{name}: got {value!r}.", f"Legal: {', '.join(legal)}.")
-        _check_range("--start", self.start_s, 0.0)
-        _check_range("--end", self.end_s, 0.0)
-        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
-            raise UsageError(
-                f"--end: got {self.end_s:g} s, which is not after the start.", "Give a later time."
-            )
-        _check_range("--crf", self.crf, 0, 51)
-        _check_range("--max-faults", self.max_faults_in_a_row, 0)
-        _check_range("--stage-timeout", self.stage_timeout_s, 0.1)
-        _check_range("--lookahead", self.lookahead_s, 0.0, 5.0)
-        _check_range("--threads", self.threads, 0)
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the output, as plain values."""
-        settings = asdict(self)
-        for name in ("stage_timeout_s", "threads", "backend"):
-            del settings[name]
-        return settings
 
 
 class Sink(Protocol):
@@ -125,6 +63,7 @@ def process_video(
     options = options or ProcessOptions()
     began_s = time.monotonic()
     with ExitStack() as stack:
+        stack.callback(parts.release)
         frames = FileSource(source, start_s=options.start_s, end_s=options.end_s)
         stack.callback(frames.close)
         info = frames.info
@@ -241,49 +180,51 @@ class WriteStage:
         self._raw.clear()
 
 
-class PhotoProcessor:
-    """Anonymises photos one by one with a chain that is opened once. A context manager."""
+def process_photo(
+    source: Path, output: Path, *, parts: ChainParts, options: ProcessOptions | None = None
+) -> Summary:
+    """Anonymises a photo; its format stays. `output` appears only when all of it was written.
 
-    def __init__(self, parts: ChainParts, options: ProcessOptions | None = None) -> None:
-        self._options = options or ProcessOptions()
-        plans = make_plans(parts, faces=self._options.faces, lookahead_s=None)
-        self._chain = InlineChain(plans, on_fault=self._options.on_fault)
+    Args:
+        source: JPEG, PNG or WebP.
+        output: of the same format; replaced if it exists.
+        parts: of the chain, fresh ones for each photo, so that none knows another; opened and closed
+            here, on this thread. An `EnginePool` saves opening the networks each time.
 
-    def __enter__(self) -> PhotoProcessor:
-        self._chain.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._chain.__exit__(*exc_info)
-
-    def process(self, source: Path, output: Path) -> Summary:
-        """Anonymises one photo; the format stays. Raises KeyfaceError; there is no output then."""
-        began_s = time.monotonic()
+    Raises:
+        KeyfaceError: as `process_video`.
+    """
+    options = options or ProcessOptions()
+    began_s = time.monotonic()
+    with ExitStack() as stack:
+        stack.callback(parts.release)
         frame, info = read_photo(source)
-        safe: SafeFrame = self._chain.process(frame)
-        write_photo(output, safe, info)
-        wall_s = time.monotonic() - began_s
-        tally = Tally()
-        tally.add(safe)
-        faults = self._chain.faults
-        return Summary(
-            source=str(source),
-            output=str(output),
-            kind="photo",
-            frames=1,
-            faces=len(tally.tracks),
-            replaced=tally.replaced,
-            redacted_frames=tally.redacted_frames,
-            redacted=dict(tally.redacted),
-            faults=dict.fromkeys(faults, 1),
-            duration_s=0.0,
-            wall_s=wall_s,
-            fps=1 / max(wall_s, 1e-9),
-            first_frame_s=wall_s,
-            stages=self._chain.times(),
-            notes=info.notes,
-            warnings=_fault_warnings(dict.fromkeys(faults, 1), faults),
-        )
+        plans = make_plans(parts, faces=options.faces, lookahead_s=None)
+        chain = stack.enter_context(InlineChain(plans, on_fault=options.on_fault))
+        safe = chain.process(frame)
+        faults, stages = chain.faults, chain.times()
+    write_photo(output, safe, info)
+    wall_s = time.monotonic() - began_s
+    tally = Tally()
+    tally.add(safe)
+    return Summary(
+        source=str(source),
+        output=str(output),
+        kind="photo",
+        frames=1,
+        faces=len(tally.tracks),
+        replaced=tally.replaced,
+        redacted_frames=tally.redacted_frames,
+        redacted=dict(tally.redacted),
+        faults=dict.fromkeys(faults, 1),
+        duration_s=0.0,
+        wall_s=wall_s,
+        fps=1 / max(wall_s, 1e-9),
+        first_frame_s=wall_s,
+        stages=stages,
+        notes=info.notes,
+        warnings=_fault_warnings(dict.fromkeys(faults, 1), faults),
+    )
 
 
 def _fault_warnings(faults: dict[str, int], first_fault: dict[str, str]) -> tuple[str, ...]:
@@ -292,10 +233,3 @@ def _fault_warnings(faults: dict[str, int], first_fault: dict[str, str]) -> tupl
         f"first: {first_fault[name]}."
         for name, count in faults.items()
     )
-
-
-def _check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    if value is None or (least <= value <= most and math.isfinite(value)):
-        return
-    want = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
-    raise UsageError(f"{name}: got {value:g}, want {want}.", "See `keyface process --help`.")

@@ -78,6 +78,7 @@ class _Worker:
     n_faults: int = 0
     n_faults_in_a_row: int = 0
     first_fault: str = ""
+    has_timed_out: bool = False
 
     def begin(self, what: str, at_most_s: float | None = None) -> float:
         now_s = time.monotonic()
@@ -203,6 +204,7 @@ class Runner:
             for worker in self._workers:
                 busy = worker.busy
                 if busy is not None and now_s - busy[0] > busy[1]:
+                    worker.has_timed_out = True
                     raise StageError(
                         f"stage '{worker.name}' did not come back from {busy[2]} within {busy[1]:g} s.",
                         "The machine may be overloaded: close other programs, or allow more time per stage.",
@@ -218,11 +220,13 @@ class Runner:
         self._is_stopping.set()
         for channel in self._channels:
             channel.close(discard=True)
-        started = [w for w in self._workers if w.thread is not None and w.thread.ident is not None]
-        for worker in started:
-            assert worker.thread is not None
-            worker.thread.join(max(0.0, deadline_s - time.monotonic()))
-        self.stuck = tuple(w.name for w in started if w.thread is not None and w.thread.is_alive())
+        # Who has timed out already gets what time the others leave, but at most a moment.
+        workers = sorted(self._workers, key=lambda worker: worker.has_timed_out)
+        threads = [(w, w.thread) for w in workers if w.thread is not None and w.thread.ident is not None]
+        for worker, thread in threads:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            thread.join(min(left_s, 0.1) if worker.has_timed_out else left_s)
+        self.stuck = tuple(worker.name for worker, thread in threads if thread.is_alive())
 
     # On any thread.
 

@@ -30,7 +30,8 @@ from keyface.pipeline.chain import ChainParts, make_plans
 from keyface.pipeline.face import AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Frame, Redaction, SafeFrame
 from keyface.pipeline.paste import Paster
-from keyface.pipeline.process import ProcessOptions, run_to_sink
+from keyface.pipeline.process import run_to_sink
+from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.redact import redact_frame
 from keyface.pipeline.sink import Mp4Sink
 

@@ -1,0 +1,159 @@
+"""Makes the parts of a real chain: the default networks of the model store, under a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from keyface.configs.schema import BackendName, EngineOptions
+from keyface.engines.engine import Array, Engine, TensorSpec
+from keyface.engines.open import open_engine
+from keyface.engines.store import ModelStore
+from keyface.pipeline.analyse import AnalyseOptions, Analyser
+from keyface.pipeline.chain import ChainParts
+from keyface.pipeline.detect import YuNetDetector
+from keyface.pipeline.identity import Identities
+from keyface.pipeline.key import Key
+from keyface.pipeline.landmarks import LiteRtLandmarker
+from keyface.pipeline.motion import MotionMap
+from keyface.pipeline.paste import Paster
+from keyface.pipeline.process_options import ProcessOptions
+from keyface.pipeline.recognise import Recogniser
+from keyface.pipeline.reenact import ReenactEngines, Reenactor
+from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
+
+_ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
+_DATA_MODELS = ("motion_map", "identity_basis")
+
+OpenNetwork = Callable[[str], Engine]
+
+
+def model_names(options: ProcessOptions) -> tuple[str, ...]:
+    """The models that a chain with these options needs."""
+    if options.redact_only:
+        return _ANALYSIS_MODELS
+    return (*_ANALYSIS_MODELS, f"synthesis_{options.generator_px}", *_DATA_MODELS)
+
+
+def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
+    """Opens networks of the store by name, on the calling thread, as the options say."""
+    engine_options = EngineOptions(threads=options.threads)
+
+    def open_network(name: str) -> Engine:
+        path = store.path(name)
+        # LiteRT alone reads .tflite: the option chooses among those that read ONNX.
+        backend: BackendName = options.backend if path.suffix == ".onnx" else "auto"
+        return open_engine(path, name=name, backend=backend, options=engine_options)
+
+    return open_network
+
+
+def make_parts(
+    store: ModelStore,
+    key: Key | None,
+    options: ProcessOptions,
+    *,
+    open_network: OpenNetwork | None = None,
+) -> ChainParts:
+    """The parts of a chain for one source. No network is opened before the stages are.
+
+    Args:
+        store: has the models of `model_names`.
+        key: decides the virtual faces; not needed, and not used, with `redact_only`.
+        open_network: None opens networks of the store; see `EnginePool` to share them.
+    """
+    network = open_network or network_opener(store, options)
+
+    def landmarker() -> LiteRtLandmarker:
+        return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
+
+    def recogniser() -> Recogniser:
+        return Recogniser(network("sface_fast"))
+
+    analyse_options = AnalyseOptions()
+    analyser = Analyser(
+        analyse_options,
+        open_detector=lambda: YuNetDetector(network("yunet_dynamic"), analyse_options.detect),
+        open_landmarker=landmarker,
+        open_recogniser=recogniser,
+    )
+    if options.redact_only:
+        return ChainParts(analyse=analyser, observer=None, reenact=None, paste=Paster())
+    if key is None:
+        raise ValueError("chain: got no key, and redact_only is not asked for")
+
+    def engines() -> ReenactEngines:
+        return ReenactEngines(network(f"synthesis_{options.generator_px}"), landmarker(), recogniser())
+
+    basis = IdentityBasis.load(store.path("identity_basis"))
+    identities, virtual = Identities(recogniser), VirtualIdentities(key, basis)
+    reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
+    return ChainParts(
+        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close
+    )
+
+
+class EnginePool:
+    """Opens each network once and lends it to one chain after the other, all on one thread.
+
+    A context manager: leaving it closes the networks; closing a lent one only gives it back.
+    """
+
+    def __init__(self, open_network: OpenNetwork) -> None:
+        self._open_network = open_network
+        self._engines: dict[str, Engine] = {}
+
+    def __call__(self, name: str) -> Engine:
+        """The network, opened if it is not yet."""
+        if name not in self._engines:
+            self._engines[name] = self._open_network(name)
+        return _Lent(self._engines[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        engines, self._engines = self._engines, {}
+        for engine in engines.values():
+            engine.close()
+
+
+class _Lent:
+    """An engine that somebody else closes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def backend(self) -> str:
+        return self._engine.backend
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.outputs
+
+    def warm_up(self) -> None:
+        """Nothing: the engine is warm after its first photo."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._engine.run(inputs)
+
+    def close(self) -> None:
+        """Nothing: the pool closes it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
