@@ -14,8 +14,8 @@ from keyface.configs.errors import KeyfaceError, UsageError
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
+    from keyface.pipeline.assemble import EnginePool
     from keyface.pipeline.batch import Job, ResumeLog
-    from keyface.pipeline.chain_parts import EnginePool
     from keyface.pipeline.key import Key
     from keyface.pipeline.process_options import ProcessOptions
     from keyface.pipeline.summary import Summary
@@ -175,7 +175,7 @@ class _Session:
         }
 
     def _video(self, job: Job) -> Summary:
-        from keyface.pipeline.chain_parts import make_parts
+        from keyface.pipeline.assemble import make_parts
         from keyface.pipeline.process import process_video
         from keyface.tools.progress import FrameBar
 
@@ -187,7 +187,7 @@ class _Session:
             )
 
     def _photo(self, job: Job) -> Summary:
-        from keyface.pipeline.chain_parts import EnginePool, make_parts, network_opener
+        from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
         from keyface.pipeline.process import process_photo
 
         if self._pool is None:
@@ -276,7 +276,7 @@ def _check_side_by_side(args: argparse.Namespace, jobs: list[Job]) -> None:
 
 def _ensure_models(options: ProcessOptions, is_quiet: bool, *, is_needed: bool) -> ModelStore:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.chain_parts import model_names
+    from keyface.pipeline.assemble import model_names
     from keyface.tools.pull_bars import PullBars
 
     store = ModelStore()
