@@ -264,7 +264,7 @@ class FileSource:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if swaps_sides(turn):
             width, height, aspect = height, width, 1 / aspect
-        duration_s, n_frames = self._expected_span(rate)
+        duration_s, n_frames = self._expected_span(rate, first_pts)
         tags = colour_tags_of(av_frame)
         self._note_losses(av_frame, tags)
         return SourceInfo(
@@ -275,9 +275,9 @@ class FileSource:
             audio_tracks=tuple(_audio_track(s) for s in self._container.streams.audio),
         )  # fmt: skip
 
-    def _expected_span(self, rate: Fraction) -> tuple[float | None, int | None]:
+    def _expected_span(self, rate: Fraction, first_pts: int) -> tuple[float | None, int | None]:
         """Seconds and frames that will be delivered, as far as the file says."""
-        whole_s = self._file_duration_s()
+        whole_s = self._file_duration_s(first_pts)
         if whole_s is None:
             return None, self._stream.frames or None
         begin_s = min(self._start_s or 0.0, whole_s)
@@ -286,11 +286,18 @@ class FileSource:
         n_whole = self._stream.frames or round(whole_s * rate)
         return span_s, round(n_whole * span_s / whole_s) if whole_s else None
 
-    def _file_duration_s(self) -> float | None:
-        if self._stream.duration:
-            return float(self._stream.duration * self._stream.time_base)
-        # libav gives this one in microseconds.
-        return self._container.duration / 1e6 if self._container.duration else None
+    def _file_duration_s(self, first_pts: int) -> float | None:
+        """Length of the picture, by the word of its track or else of the file."""
+        stream = self._stream
+        # Matroska gives the end on its clock, other containers the length from the first frame on.
+        is_matroska = "matroska" in self._container.format.name
+        begin_s = float(first_pts * stream.time_base) if is_matroska else 0.0
+        length_s = _seconds_of_tag(stream.metadata.get("DURATION", ""))
+        if length_s is None and stream.duration:
+            length_s = float(stream.duration * stream.time_base)
+        if length_s is None and self._container.duration:
+            length_s = self._container.duration / 1e6  # libav gives this one in microseconds
+        return None if length_s is None else max(0.0, length_s - begin_s)
 
     def _note_losses(self, av_frame: Any, tags: ColourTags) -> None:
         components = av_frame.format.components
@@ -320,11 +327,14 @@ class FileSource:
             self._notes.append(
                 f"The file is truncated: {n_delivered} frames could be read, it announces {expected}."
             )
-        elif not expected and (duration_s := self._file_duration_s()) is not None:
+        elif not expected and (duration_s := self._file_duration_s(self.info.first_pts)) is not None:
             last = self.info.last_frame
             end = (last.pts or 0) + last.duration - self.info.first_pts
             end_s = float(end * self.info.time_base)
-            if end_s < duration_s - max(1.0, 0.05 * duration_s):
+            # Without a length of the track's own, sound may last longer than the picture.
+            is_exact = "DURATION" in self._stream.metadata
+            slack_s = 3 / self.info.fps if is_exact else max(1.0, 0.05 * duration_s)
+            if end_s < duration_s - slack_s:
                 self._notes.append(
                     f"The picture ends at {end_s:.1f} s, the file announces {duration_s:.1f} s."
                 )
@@ -340,6 +350,15 @@ def _check_span(start_s: float | None, end_s: float | None) -> None:
         raise UsageError(f"The start is {start_s:g} s, want 0 or more.")
     if end_s is not None and not end_s > (start_s or 0.0):
         raise UsageError(f"The end ({end_s:g} s) is not after the start ({start_s or 0.0:g} s).")
+
+
+def _seconds_of_tag(text: str) -> float | None:
+    """Matroska's statistics tag, as in 00:00:02.400000000."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None
 
 
 def _has_flag(stream: Any, name: str) -> bool:

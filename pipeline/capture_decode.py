@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import av
@@ -39,6 +40,8 @@ class DamageAwareDecoder:
         self._is_suspect = False
         self._newest_sent: int | None = None
         self._last_pts: int | None = None
+        self._is_avi = container.format.name == "avi"
+        self._waiting_stamps: list[int] = []  # heap; see _needs_stamp
         self._step = _ticks_per_frame(stream)
         if stream.codec_context.name in _REPORTS_WHEN_STRICT and not stream.codec_context.is_open:
             stream.codec_context.options = {"err_detect": "explode"}
@@ -55,6 +58,7 @@ class DamageAwareDecoder:
                 _raise_unless_data(error)
                 self._n_lost += 1
                 self._begin_damage(self._newest_sent)
+                self._forget_stamp(packet)
                 continue
             for av_frame in decoded:
                 yield self._judged(av_frame)
@@ -104,11 +108,26 @@ class DamageAwareDecoder:
 
     def _see_packet(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None and self._needs_stamp(packet):
+            heappush(self._waiting_stamps, stamp)
         if stamp is not None and (self._newest_sent is None or stamp > self._newest_sent):
             self._newest_sent = stamp
         if packet.is_corrupt:
             self._n_damaged += 1
             self._begin_damage(self._newest_sent)
+
+    def _needs_stamp(self, packet: Any) -> bool:
+        """True when the times of presentation are not known from the file, as in AVI.
+
+        Frames then take the times of the packets, smallest first, in the order in which they come out.
+        """
+        return self._is_avi or packet.pts is None
+
+    def _forget_stamp(self, packet: Any) -> None:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp in self._waiting_stamps:
+            self._waiting_stamps.remove(stamp)
+            heapify(self._waiting_stamps)
 
     def _begin_damage(self, until: int | None) -> None:
         self._is_suspect = True
@@ -129,8 +148,8 @@ class DamageAwareDecoder:
         return av_frame, pts, self._is_suspect
 
     def _increasing_pts(self, av_frame: Any) -> int:
-        stamp = av_frame.pts if av_frame.pts is not None else av_frame.dts
         last = self._last_pts
+        stamp = heappop(self._waiting_stamps) if self._waiting_stamps else av_frame.pts
         if stamp is None:
             stamp = 0 if last is None else last + self._step
             self._n_repaired_pts += 1
