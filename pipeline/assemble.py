@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +19,10 @@ from keyface.pipeline.key import Key
 from keyface.pipeline.landmarks import LiteRtLandmarker
 from keyface.pipeline.motion import MotionMap
 from keyface.pipeline.paste import Paster
+from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import ReenactEngines, Reenactor
+from keyface.pipeline.reenact import Puppet, ReenactEngines, Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
@@ -92,6 +94,31 @@ def make_parts(
     return ChainParts(
         analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close
     )
+
+
+@contextmanager
+def open_portrait(
+    store: ModelStore, number: int, options: ProcessOptions | None = None
+) -> Iterator[GeneratedPortrait]:
+    """A generated person on the calling thread, for sample clips; closed on leaving.
+
+    Args:
+        number: which person.
+
+    Raises:
+        EngineError: a network is missing, or this number shows no face.
+    """
+    options = options or ProcessOptions()
+    network = network_opener(store, options)
+    with ExitStack() as stack:
+        generator = stack.enter_context(network(f"synthesis_{options.generator_px}"))
+        landmarker = LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
+        stack.callback(landmarker.close)
+        recogniser = Recogniser(network("sface_fast"))
+        stack.callback(recogniser.close)
+        engines = ReenactEngines(generator, landmarker, recogniser)
+        puppet = Puppet(engines, MotionMap(store.path("motion_map")))
+        yield GeneratedPortrait(puppet, IdentityBasis.load(store.path("identity_basis")), number)
 
 
 class EnginePool:
