@@ -43,3 +43,43 @@ def _mobilefacenet(inputs: Mapping[str, Path], output: Path) -> None:
 
 
 BUILDERS["mobilefacenet"] = _mobilefacenet
+
+
+def _synthesis_256(inputs: Mapping[str, Path], output: Path) -> None:
+    import onnx
+    from safetensors.numpy import load_file
+
+    from keyface.engines import generator_ir, generator_onnx
+
+    weights = generator_ir.synthesis_weights(
+        inputs["generator_ir_synthesis_xml"], inputs["generator_ir_synthesis_bin"]
+    )
+    head = {name: array.astype("float32") for name, array in load_file(str(inputs["head256"])).items()}
+    onnx.save(generator_onnx.synthesis_256(weights, head), str(output))
+
+
+def _synthesis_1024(inputs: Mapping[str, Path], output: Path) -> None:
+    import onnx
+
+    from keyface.engines import generator_ir, generator_onnx
+
+    weights = generator_ir.synthesis_weights(
+        inputs["generator_ir_synthesis_xml"], inputs["generator_ir_synthesis_bin"]
+    )
+    onnx.save(generator_onnx.synthesis_1024(weights), str(output))
+
+
+def _mapping(inputs: Mapping[str, Path], output: Path) -> None:
+    import onnx
+
+    from keyface.engines import generator_ir, generator_onnx
+
+    layers = generator_ir.mapping_layers(
+        inputs["generator_ir_mapping_xml"], inputs["generator_ir_mapping_bin"]
+    )
+    onnx.save(generator_onnx.mapping(layers), str(output))
+
+
+BUILDERS["synthesis_256"] = _synthesis_256
+BUILDERS["synthesis_1024"] = _synthesis_1024
+BUILDERS["mapping"] = _mapping

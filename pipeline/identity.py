@@ -1,0 +1,128 @@
+"""Who is behind a track, and which virtual person stands in for them.
+
+`Identities` watches analysed frames (it is the chain's observer), averages a recogniser's embedding over a
+track's good frames, and fixes it when the track is first shown. The average of a track has far less noise
+than one picture. A person who comes back under another track is recognised and gets the same face.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keyface.pipeline.face import F32, Face
+from keyface.pipeline.frame import Frame
+from keyface.pipeline.geometry import points_5_from_mesh
+from keyface.pipeline.recognise import Recogniser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityOptions:
+    """When a frame is good enough to learn from, and when two tracks are one person.
+
+    Attributes:
+        enough: embeddings after which a track is no longer watched.
+        interval_s: least time between two embeddings of a track.
+        min_side_px: smaller faces are used only until something better comes.
+        max_yaw_deg, max_pitch_deg: beyond them a frame counts little.
+        same_person: cosine of two averages from which they are one person (SFace's threshold for its
+            verification at FAR 0.1 % is 0.36; averages of whole tracks are compared, so more is asked).
+    """
+
+    enough: int = 10
+    interval_s: float = 0.06
+    min_side_px: float = 48.0
+    max_yaw_deg: float = 25.0
+    max_pitch_deg: float = 20.0
+    same_person: float = 0.5
+
+
+@dataclass
+class _Sight:
+    """What is known of a track."""
+
+    total: F32 = field(default_factory=lambda: np.zeros(128, np.float32))
+    count: int = 0
+    last_s: float = -1.0e9
+    person: int | None = None
+
+
+class Identities:
+    """Averages embeddings per track and joins tracks of one person. `observe` and `person_of` may be called
+    from different threads; the recogniser runs on the observing one.
+
+    Args:
+        open_recogniser: opens the recogniser on the observing thread.
+    """
+
+    def __init__(
+        self, open_recogniser: Callable[[], Recogniser], options: IdentityOptions | None = None
+    ) -> None:
+        self._open_recogniser = open_recogniser
+        self._o = options or IdentityOptions()
+        self._lock = threading.Lock()
+        self._recogniser: Recogniser | None = None
+        self._sights: dict[int, _Sight] = {}
+        self._people: list[F32] = []
+
+    def open(self) -> None:
+        """Opens the recogniser; people known from an earlier clip of this run stay known, tracks do not."""
+        with self._lock:
+            self._sights.clear()
+        self._recogniser = self._open_recogniser()
+
+    def close(self) -> None:
+        """Closes the recogniser."""
+        if self._recogniser is not None:
+            self._recogniser.close()
+            self._recogniser = None
+
+    def observe(self, frame: Frame, face: Face) -> None:
+        """Learns from one face of one frame. Raises EngineError."""
+        if face.mesh is None or face.is_predicted or self._recogniser is None:
+            return
+        sight = self._sights.setdefault(face.track_id, _Sight())
+        weight = self._quality(face)
+        if sight.count >= self._o.enough or (sight.count and frame.pts_s - sight.last_s < self._o.interval_s):
+            return
+        embedding = self._recogniser.embed(frame.image_rgb, points_5_from_mesh(face.mesh.points_xyz))
+        if not np.isfinite(embedding).all():
+            return
+        with self._lock:
+            sight.total = sight.total + np.float32(weight) * embedding
+            sight.count += 1 if weight >= 0.5 else 0  # poor frames help until good ones come
+            sight.last_s = frame.pts_s
+
+    def person_of(self, track_id: int) -> int | None:
+        """Number of the person behind a track, fixed at the first call; None while nothing is known."""
+        with self._lock:
+            sight = self._sights.get(track_id)
+            if sight is None or not sight.total.any():
+                return None
+            if sight.person is None:
+                sight.person = self._find_or_add(sight.total / np.linalg.norm(sight.total))
+            return sight.person
+
+    def embedding_of(self, person: int) -> F32:
+        """(128,) unit embedding of a person."""
+        with self._lock:
+            return self._people[person]
+
+    def _find_or_add(self, average: F32) -> int:
+        if self._people:
+            cosines = np.stack(self._people) @ average
+            best = int(np.argmax(cosines))
+            if cosines[best] >= self._o.same_person:
+                return best
+        self._people.append(average.astype(np.float32))
+        return len(self._people) - 1
+
+    def _quality(self, face: Face) -> float:
+        assert face.mesh is not None
+        yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
+        side = float(np.ptp(face.mesh.points_xy, axis=0).max())
+        good = yaw <= self._o.max_yaw_deg and pitch <= self._o.max_pitch_deg and side >= self._o.min_side_px
+        return 1.0 if good else 0.15

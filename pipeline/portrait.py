@@ -1,0 +1,38 @@
+"""A generated person who can be told how to look: for sample clips and previews. Nobody real is involved."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keyface.configs.errors import EngineError
+from keyface.pipeline.face import F32
+from keyface.pipeline.frame import ImageRgb
+from keyface.pipeline.motion import POSE_SCALE_DEG
+from keyface.pipeline.reenact import Puppet
+from keyface.pipeline.virtual import N_CODE, TRUNCATION, IdentityBasis
+
+
+class GeneratedPortrait:
+    """`sample_clip.Portrait` on a puppet.
+
+    Args:
+        number: which person; any integer >= 0, the same number is always the same person.
+
+    Raises:
+        EngineError: the generator shows no face for this number.
+    """
+
+    def __init__(self, puppet: Puppet, basis: IdentityBasis, number: int) -> None:
+        code = np.random.default_rng([number, 7]).standard_normal(N_CODE).astype(np.float32)
+        code *= np.sqrt(N_CODE) / np.linalg.norm(code)
+        w = basis.w_mean + TRUNCATION * ((code * basis.deviations) @ basis.axes)
+        person = puppet.meet(w.astype(np.float32))
+        if person is None:
+            raise EngineError(f"sample person {number} shows no face.", "Try another number.")
+        self._puppet, self._person = puppet, person
+
+    def render(self, pose_ypr_deg: F32, blendshapes: F32) -> ImageRgb:
+        """uint8 (S, S, 3), FFHQ alignment; pose in degrees (roll ignored), blendshapes (52,) in [0, 1]."""
+        pose = np.asarray(pose_ypr_deg[:2], np.float32) / POSE_SCALE_DEG
+        wanted = np.concatenate([pose, blendshapes]).astype(np.float32)
+        return self._puppet.show(self._person, wanted, self._person.own_mesh)[0]

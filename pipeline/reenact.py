@@ -1,0 +1,253 @@
+"""Reenactment in the generator's own space: the virtual person shows the driver's pose and expression.
+
+Per face and frame: driver's controls -> smoothed (One-Euro) -> expression relative to the driver's rest, on the
+virtual person's rest -> corrected by what the last renderings missed -> motion map -> W+ -> generator ->
+landmarks of the rendered face -> placement. Only pose and relative expression of the driver travel (face motion
+of FaceVid2Vid, eq. 1-4, with explicit controls in place of learned keypoints), so the driver's face shape does not.
+
+What cannot be shown well is not shown: a face beyond the generator's pose range, a rendering in which no
+face is found or that does not fit the driver's, is left to be mosaicked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from keyface.configs.errors import EngineError
+from keyface.engines.engine import Engine
+from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
+from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
+from keyface.pipeline.geometry import points_5_from_mesh
+from keyface.pipeline.identity import Identities
+from keyface.pipeline.landmarks import Landmarker
+from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap, OneEuro, RestingFace, controls_of, transfer
+from keyface.pipeline.place import fit_frame_from_crop, misfit
+from keyface.pipeline.recognise import Recogniser
+from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
+
+# where the face lies in an FFHQ-aligned crop, in shares of its side
+_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReenactOptions:
+    """Limits and dynamics.
+
+    Attributes:
+        max_yaw_deg, max_pitch_deg: of what is asked of the generator; a driver beyond it is followed up to
+            here, and no further than `slack_deg` beyond: then the face is mosaicked.
+        correction: share of the last rendering's error that is added to the next request.
+        max_correction: in controls (30 degrees, or blendshape units).
+        max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
+        max_similarity: cosine (SFace) of virtual and real person above which the next candidate is taken.
+    """
+
+    max_yaw_deg: float = 40.0
+    max_pitch_deg: float = 30.0
+    slack_deg: float = 16.0
+    correction: float = 0.12
+    max_correction: float = 0.35
+    max_misfit: float = 0.09
+    max_similarity: float = 0.2
+    max_candidates: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ReenactEngines:
+    """What the stage opens on its thread: generator (`w_plus` -> `image`), landmarker, recogniser."""
+
+    generator: Engine
+    landmarker: Landmarker
+    recogniser: Recogniser
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A virtual person: w (512,), the map's coefficients for what G(w) shows by itself, and its last mesh."""
+
+    w: F32
+    own_coefficients: F32
+    own_mesh: FaceMesh
+
+
+class Puppet:
+    """One generator with its landmarker: renders a person with given controls, and measures the result."""
+
+    def __init__(self, engines: ReenactEngines, motion: MotionMap) -> None:
+        self._engines, self._motion = engines, motion
+
+    def meet(self, w: F32) -> Person | None:
+        """Renders G(w) as it is and measures it; None when no face is found in it."""
+        crop = self.render(np.repeat(w[None], 23, axis=0))
+        mesh = self.look(crop, None)
+        if mesh is None:
+            return None
+        return Person(w, self._motion.coefficients(w, controls_of(mesh)), mesh)
+
+    def show(self, person: Person, wanted: F32, previous: FaceMesh | None) -> tuple[ImageRgb, FaceMesh | None]:
+        """The person with controls `wanted` (54,): uint8 (S, S, 3), and the mesh found in it."""
+        crop = self.render(self._motion.w_plus(person.w, wanted, person.own_coefficients))
+        return crop, self.look(crop, previous)
+
+    def render(self, w_plus: F32) -> ImageRgb:
+        """uint8 (S, S, 3) of W+ (23, 512). Raises EngineError when the output is not finite."""
+        image = self._engines.generator.run({"w_plus": w_plus[None].astype(np.float32)})["image"][0]
+        if not np.isfinite(image).all():
+            raise EngineError("generator: the image is not finite.", "Try --backend onnxruntime.")
+        pixels = np.clip(image * 127.5 + 127.5, 0, 255).transpose(1, 2, 0)
+        return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
+
+    def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
+        """The mesh of a rendered face."""
+        if previous is not None:
+            return self._engines.landmarker.detect(crop_rgb, previous=previous)
+        return self._engines.landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX * crop_rgb.shape[0])
+
+    def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
+        """(128,) unit embedding of a rendered face."""
+        return self._engines.recogniser.embed(crop_rgb, points_5_from_mesh(mesh.points_xyz))
+
+
+class _Role:
+    """One track's part: the person, the driver's filters, and what the last rendering missed."""
+
+    def __init__(self, person: Person, resting: F32) -> None:
+        self.person = person
+        self.filter = OneEuro()
+        self.rest = RestingFace(resting)
+        self.correction = np.zeros(54, np.float32)
+        self.mesh: FaceMesh | None = person.own_mesh
+        self.last_s = -1.0e9
+
+
+class Reenactor:
+    """`Stage[AnalysedFrame, ReenactedFrame]`.
+
+    Args:
+        open_engines: opens what the stage needs, on its thread.
+        identities: knows the person behind a track.
+        virtual: turns a person's embedding into a virtual person under the key.
+    """
+
+    def __init__(
+        self,
+        open_engines: Callable[[], ReenactEngines],
+        motion: MotionMap,
+        basis: IdentityBasis,
+        identities: Identities,
+        virtual: VirtualIdentities,
+        options: ReenactOptions | None = None,
+    ) -> None:
+        self._open_engines, self._motion, self._basis = open_engines, motion, basis
+        self._identities, self._virtual = identities, virtual
+        self._o = options or ReenactOptions()
+        self._engines: ReenactEngines | None = None
+        self._puppet: Puppet | None = None
+        self._cast: dict[int, Person] = {}
+        self._roles: dict[int, _Role] = {}
+
+    def open(self) -> None:
+        """Opens the engines and runs each once."""
+        self._engines = self._open_engines()
+        self._engines.generator.warm_up()
+        self._puppet = Puppet(self._engines, self._motion)
+        self._roles.clear()
+
+    def close(self) -> None:
+        """Closes the engines. The cast stays, so that a person keeps the face in the next clip of this run."""
+        engines, self._engines, self._puppet = self._engines, None, None
+        if engines is not None:
+            for part in (engines.generator, engines.landmarker, engines.recogniser):
+                part.close()
+
+    def process(self, item: AnalysedFrame) -> ReenactedFrame:
+        """A virtual face for each face that can have one; a redaction, with the reason, for each other."""
+        if item.is_cut:
+            for role in self._roles.values():
+                role.filter.reset()
+        virtual: list[VirtualFace] = []
+        redactions: list[Redaction] = []
+        for face in item.faces:
+            found = self._play(face, item.frame.pts_s)
+            if isinstance(found, VirtualFace):
+                virtual.append(found)
+            else:
+                left, top, right, bottom = (float(v) for v in face.box_xyxy)
+                redactions.append(Redaction((left, top, right, bottom), found, face.track_id))
+        return ReenactedFrame(item, tuple(virtual), tuple(redactions))
+
+    def _play(self, face: Face, t_s: float) -> VirtualFace | RedactionReason:
+        if face.mesh is None:
+            return "predicted_only" if face.is_predicted else "no_landmarks"
+        yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
+        if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
+            return "extreme_pose"
+        role = self._role(face.track_id)
+        if role is None:
+            return "reenactment_failed"
+        wanted = self._wanted(role, face.mesh, t_s)
+        assert self._puppet is not None
+        crop, mesh = self._puppet.show(role.person, wanted + role.correction, role.mesh)
+        if mesh is None:  # look again without a hint, in case the face had moved out of it
+            mesh = self._puppet.look(crop, None)
+        if mesh is None:
+            role.correction[:] = 0
+            return "reenactment_failed"
+        self._learn(role, wanted, mesh, t_s)
+        frame_from_crop = fit_frame_from_crop(mesh.points_xyz, face.mesh.points_xyz)
+        if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
+            return "implausible"
+        return VirtualFace(face.track_id, crop, mesh, frame_from_crop)
+
+    def _wanted(self, role: _Role, mesh: FaceMesh, t_s: float) -> F32:
+        """(54,) controls that the virtual person is to show."""
+        controls = role.filter(controls_of(mesh), t_s).copy()
+        frontal = abs(float(controls[0])) < 0.6 and abs(float(controls[1])) < 0.6
+        role.rest.update(controls[2:], t_s, is_frontal=frontal)
+        limits = np.array([self._o.max_yaw_deg, self._o.max_pitch_deg], np.float32) / POSE_SCALE_DEG
+        controls[:2] = np.clip(controls[:2], -limits, limits)
+        controls[2:] = transfer(controls[2:], role.rest.blendshapes, self._basis.resting)
+        return controls
+
+    def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, t_s: float) -> None:
+        """Integral correction: what the rendering keeps missing is asked for in addition."""
+        role.mesh = mesh
+        error = wanted - controls_of(mesh)
+        step = self._o.correction * error
+        role.correction = np.clip(
+            role.correction + step, -self._o.max_correction, self._o.max_correction
+        ).astype(np.float32)
+        role.last_s = t_s
+
+    def _role(self, track_id: int) -> _Role | None:
+        if track_id not in self._roles:
+            number = self._identities.person_of(track_id)
+            person = None if number is None else self._person(number)
+            if person is None:
+                return None
+            self._roles[track_id] = _Role(person, self._basis.resting)
+        return self._roles[track_id]
+
+    def _person(self, number: int) -> Person | None:
+        """The virtual person for a real one: the first candidate that shows a face unlike the real one."""
+        if number not in self._cast:
+            embedding = self._identities.embedding_of(number)
+            assert self._puppet is not None
+            for candidate in range(self._o.max_candidates):
+                person = self._puppet.meet(self._virtual.w(embedding, candidate))
+                if person is not None and self._is_unlike(person, embedding):
+                    self._cast[number] = person
+                    break
+            else:
+                return None
+        return self._cast[number]
+
+    def _is_unlike(self, person: Person, embedding: F32) -> bool:
+        """Whether the virtual person, shown at rest from the front, is not taken for the real one."""
+        assert self._puppet is not None
+        at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
+        crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
+        return mesh is not None and float(self._puppet.embed(crop, mesh) @ embedding) < self._o.max_similarity

@@ -1,0 +1,105 @@
+"""The key-driven virtual identity: from a recognition embedding and a key to a person of the generator.
+
+    g = sqrt(128) Q_k (e - m) / |e - m|,      w = w_mean + psi V diag(s) g
+
+e is SFace's embedding of the person (128,), m its mean over faces at large, Q_k a secret orthogonal matrix,
+V and s the first 128 principal axes and deviations of the generator's w. Q_k keeps all angles, so one person's
+embeddings stay together under one key, and another key turns everything elsewhere: the keyed embedding of
+KFAAR (section IV-B, "key-driven") with the concatenation replaced by a rotation.
+
+Q_k is made of nothing but the derived key: SHAKE-256(derived key || candidate number) gives 2 * 128 * 128
+64-bit integers; Box-Muller turns them into normal numbers, in row order; a QR decomposition with positive
+diagonal of R gives a Haar-distributed Q (Mezzadri 2007). No library's random generator is involved, so every
+machine gets the same matrix to within rounding (golden test: tests/test_virtual.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from keyface.configs.errors import ModelStoreError
+from keyface.pipeline.face import F32
+from keyface.pipeline.key import Key
+
+F64 = npt.NDArray[np.float64]
+N_CODE = 128
+TRUNCATION = 0.75  # psi: nearer the mean face means fewer flaws and less variety
+ROTATION_PURPOSE = "identity-rotation/v1"
+
+
+def secret_rotation(seed: bytes, candidate: int = 0) -> F64:
+    """(128, 128) Haar-distributed orthogonal matrix from 32 secret bytes and a candidate number >= 0."""
+    if len(seed) != 32 or candidate < 0:
+        raise ValueError(f"rotation: got {len(seed)} bytes and candidate {candidate}, want 32 bytes and >= 0")
+    n = N_CODE * N_CODE
+    stream = hashlib.shake_256(seed + candidate.to_bytes(4, "big")).digest(16 * n)
+    bits = np.frombuffer(stream, ">u8").astype(np.float64).reshape(2, n)
+    uniform = (bits + 0.5) / 2.0**64
+    normal = np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])
+    q, r = np.linalg.qr(normal.reshape(N_CODE, N_CODE))
+    rotation: F64 = q * np.sign(np.diag(r))
+    return rotation
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityBasis:
+    """mean_embedding (128,), w_mean (512,), axes (128, 512), deviations (128,), resting (52,) blendshapes."""
+
+    mean_embedding: F32
+    w_mean: F32
+    axes: F32
+    deviations: F32
+    resting: F32
+
+    @classmethod
+    def load(cls, path: Path) -> IdentityBasis:
+        """Reads models/weights/identity.safetensors. Raises ModelStoreError for other contents."""
+        t = {name: array.astype(np.float32) for name, array in load_file(str(path)).items()}
+        want = {"mean_embedding": (128,), "w_mean": (512,), "axes": (128, 512), "deviations": (128,), "resting": (52,)}
+        for name, shape in want.items():
+            if name not in t or t[name].shape != shape:
+                got = t[name].shape if name in t else "nothing"
+                raise ModelStoreError(f"{path.name}: {name} is {got}, want {shape}.", "Install keyface again.")
+        return cls(**{name: t[name] for name in want})
+
+
+class VirtualIdentities:
+    """Turns embeddings into people under one key. Holds a derived secret: `close` forgets it."""
+
+    def __init__(self, key: Key, basis: IdentityBasis) -> None:
+        self._seed = key.derive(ROTATION_PURPOSE, 32)
+        self._basis = basis
+        self._rotations: dict[int, F64] = {}
+
+    def code(self, embedding: F32, candidate: int = 0) -> F32:
+        """Keyed code g (128,) of an embedding (128,); its norm is sqrt(128).
+
+        Raises:
+            ValueError: the embedding is not finite or equals the mean.
+        """
+        centred = np.asarray(embedding, np.float64)
+        centred = centred / max(float(np.linalg.norm(centred)), 1e-12) - self._basis.mean_embedding
+        norm = float(np.linalg.norm(centred))
+        if centred.shape != (N_CODE,) or not np.isfinite(norm) or norm < 1e-6:
+            raise ValueError(f"identity: embedding of shape {centred.shape} and norm {norm} cannot be keyed")
+        if candidate not in self._rotations:
+            self._rotations[candidate] = secret_rotation(self._seed, candidate)
+        code = self._rotations[candidate] @ (centred / norm) * np.sqrt(N_CODE)
+        return code.astype(np.float32)
+
+    def w(self, embedding: F32, candidate: int = 0) -> F32:
+        """The virtual person's w (512,)."""
+        b = self._basis
+        out: F32 = b.w_mean + TRUNCATION * ((self.code(embedding, candidate) * b.deviations) @ b.axes)
+        return out.astype(np.float32)
+
+    def close(self) -> None:
+        """Forgets the secret; codes can no longer be made."""
+        self._seed = b""
+        self._rotations.clear()
