@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 
-from keyface.configs.errors import StageError
+from keyface.configs.errors import StageError, UsageError
 from keyface.configs.schema import EngineOptions
 from keyface.engines.engine import Engine
 from keyface.engines.open import open_engine
@@ -23,10 +24,14 @@ from keyface.pipeline.face import F32, AnalysedFrame, Detection, FaceMesh
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.geometry import F64, box_from_mesh, iou_matrix, points_5_from_mesh
 from keyface.pipeline.landmarks import Landmarker, LiteRtLandmarker
+from keyface.pipeline.landmarks_face_alignment import FaceAlignmentLandmarker
+from keyface.pipeline.landmarks_mediapipe import MediaPipeLandmarker
 from keyface.pipeline.plausible import is_plausible
 from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.scene_cut import SceneCutDetector
 from keyface.pipeline.track import DETECTION_SIGMA, MESH_SIGMA, Track, Tracker, TrackOptions
+
+LandmarkerName = Literal["litert", "mediapipe", "face_alignment"]
 
 _PATIENCE = 8  # frames
 _RETRY_EVERY = 4
@@ -53,6 +58,7 @@ class AnalyseOptions:
         confirm_iou: overlap of a mesh's and a detection's box from which the mesh is confirmed.
         max_jump: jump of a box in one frame, in sides, beyond which the detector is asked.
         reidentify: compare a newcomer's appearance with lost faces.
+        landmarker: which back-end gives the landmarks; "face_alignment" cannot drive expressions.
     """
 
     detect: DetectOptions = field(default_factory=DetectOptions)
@@ -69,6 +75,16 @@ class AnalyseOptions:
     confirm_iou: float = 0.4
     max_jump: float = 0.25
     reidentify: bool = True
+    landmarker: LandmarkerName = "litert"
+
+    def __post_init__(self) -> None:
+        if self.detect_every < 1:
+            raise UsageError(f"analyse: detect_every is {self.detect_every}, want 1 or more.")
+        if not 0 <= self.keep_score <= self.doubt_score <= self.sure_score <= 1:
+            raise UsageError("analyse: want 0 <= keep_score <= doubt_score <= sure_score <= 1.")
+        if self.landmarker not in get_args(LandmarkerName):
+            legal = ", ".join(get_args(LandmarkerName))
+            raise UsageError(f"analyse: unknown landmarker {self.landmarker!r}.", f"Legal: {legal}.")
 
 
 class Analyser:
@@ -114,6 +130,10 @@ class Analyser:
             return open_engine(store.path(name), name=name, options=engine_options)
 
         def landmarker() -> Landmarker:
+            if options.landmarker == "mediapipe":
+                return MediaPipeLandmarker(store.path("face_landmarker"))
+            if options.landmarker == "face_alignment":
+                return FaceAlignmentLandmarker()
             return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
 
         return cls(

@@ -48,7 +48,7 @@ class TrackOptions:
     max_gap_s: float = 1.0
     growth_per_s: float = 0.8
     match_iou: float = 0.2
-    match_distance: float = 0.6
+    match_distance: float = 0.9
     same_cosine: float = 0.45
     memory: int = 64
 

@@ -133,3 +133,24 @@ def _write_tone(container: object, stream: object, duration_s: float) -> None:
         frame.time_base = Fraction(1, 44100)
         container.mux(stream.encode(frame))  # type: ignore[attr-defined]
     container.mux(stream.encode())  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def mesh_at() -> Callable[..., object]:
+    """Makes an upright `FaceMesh` that fills a detector's box: `mesh_at((x0, y0, x1, y1), score=0.99)`."""
+    from keyface.pipeline.canonical_face import CANONICAL_XYZ
+    from keyface.pipeline.face import FaceMesh
+    from keyface.pipeline.geometry import box_from_mesh, pose_from_mesh
+
+    def make(box_xyxy: npt.ArrayLike, *, score: float = 0.99) -> FaceMesh:
+        box = np.asarray(box_xyxy, np.float32)
+        points = np.vstack([CANONICAL_XYZ, np.repeat(CANONICAL_XYZ[[33, 263]], 5, 0)]) * [1, -1, -1]
+        points = points.astype(np.float32)
+        for _ in range(2):  # size, then place
+            own = box_from_mesh(points)
+            points *= (box[3] - box[1]) / (own[3] - own[1])
+            own = box_from_mesh(points)
+            points[:, :2] += (box[:2] + box[2:]) / 2 - (own[:2] + own[2:]) / 2
+        return FaceMesh(points, np.zeros(52, np.float32), pose_from_mesh(points), score)
+
+    return make
