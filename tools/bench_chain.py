@@ -20,7 +20,14 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
 _POLL_S = 0.02
 
 
-def run_whole_process(clip: Path, folder: Path, key_file: Path, extra: Sequence[str] = ()) -> dict[str, Any]:
+def run_whole_process(
+    clip: Path,
+    folder: Path,
+    key_file: Path,
+    extra: Sequence[str] = (),
+    *,
+    program: Sequence[str] = ("-m", "keyface.tools.main"),
+) -> dict[str, Any]:
     """Starts `keyface process` and waits for its end.
 
     Returns:
@@ -30,7 +37,7 @@ def run_whole_process(clip: Path, folder: Path, key_file: Path, extra: Sequence[
     Raises:
         StageError: the command failed.
     """
-    words = [sys.executable, "-m", "keyface.tools.main", *_words(clip, folder / "whole.mp4", key_file, extra)]
+    words = [sys.executable, *program, *_words(clip, folder / "whole.mp4", key_file, extra)]
     answer, errors = folder / "answer.json", folder / "errors.txt"
     began = time.perf_counter()
     with answer.open("wb") as out, errors.open("wb") as err:
