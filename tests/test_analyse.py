@@ -337,7 +337,7 @@ def test_real_cuts_keep_identities(analyser: Analyser, shared_dir: Path) -> None
 
 def test_real_occlusion_is_bridged(analyser: Analyser, shared_dir: Path) -> None:
     images = frames(shared_dir / "data/videos/real/lp_d3.mp4", 40)
-    covered = [np.pad(image, ((0, 200), (200, 300), (0, 0)), constant_values=90) for image in images]
+    covered = [np.pad(image, ((0, 500), (200, 400), (0, 0)), constant_values=90) for image in images]
     for image in covered[12:24]:
         image[:512, 200:712] = (90, 95, 100)
     results = play_clip(analyser, covered)
