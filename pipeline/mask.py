@@ -21,8 +21,8 @@ from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, NOSE, OVAL, RIGHT_
 F32 = npt.NDArray[np.float32]
 
 WORK_SIDE = 160
-FEATHER = 0.030  # sigma of the edge, in face widths
-_LOW, _HIGH = 0.70, 0.98  # share of the blurred hull where the mask starts and is full
+FEATHER = 0.022  # sigma of the edge, in face widths
+_LOW, _HIGH = 0.62, 0.96  # share of the blurred hull where the mask starts and is full
 CORE_GROW = 0.035  # the features' hulls grow by this many face widths before they are held opaque
 _SHIFT = 4  # fractional bits of cv2's polygon coordinates
 

@@ -72,12 +72,13 @@ def match_texture(source_rgb: ImageRgb, virtual_rgb: ImageRgb) -> Texture:
     """
     own = cv2.cvtColor(source_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     grain = min(grain_of(own), _MAX_GRAIN)
-    grain = grain if grain > _GRAIN_FLOOR else 0.0
-    want = detail_ratio(own, grain)
+    want = detail_ratio(own, grain if grain > _GRAIN_FLOOR else 0.0)
     grey = cv2.cvtColor(virtual_rgb, cv2.COLOR_RGB2GRAY)
     ratios = np.array([detail_ratio(treat(grey, float(t)).astype(np.float32)) for t in _LEVELS])
     ratios = np.minimum.accumulate(ratios)
-    return Texture(float(np.interp(-want, -ratios, _LEVELS)), grain)
+    treatment = float(np.interp(-want, -ratios, _LEVELS))
+    missing = grain**2 - grain_of(treat(grey, treatment).astype(np.float32)) ** 2
+    return Texture(treatment, float(np.sqrt(missing)) if missing > _GRAIN_FLOOR**2 else 0.0)
 
 
 class TextureFilter:
