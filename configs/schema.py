@@ -35,7 +35,7 @@ class EngineOptions:
         allow_spinning: idle threads of ONNX Runtime wait busily: faster alone, slower in company.
         backends: per model, back-ends in the order measured here, fastest first; the first that is
             installed is used, and a model that is not listed takes ONNX Runtime (LiteRT for .tflite).
-        precision: used for the models in `reduced_precision` where the back-end can.
+        precision: used for the models in `reduced_precision` where back-end and processor can, else f32.
         reduced_precision: models whose output may be approximate.
     """
 
@@ -60,16 +60,23 @@ class EngineOptions:
                     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A file of `configs/presets`; one table for each field."""
+
+    engines: EngineOptions = field(default_factory=EngineOptions)
+
+
 def preset_names() -> tuple[str, ...]:
     """Names of the presets that the package carries, sorted."""
     return tuple(sorted(path.stem for path in _preset_folder().glob("*.toml")))
 
 
-def load_preset(options: type[T], name: str) -> T:
-    """Reads a preset into `options`; raises UsageError with the known names."""
+def load_preset(name: str = "default") -> Preset:
+    """Reads a preset; raises UsageError with the known names."""
     if name not in preset_names():
         raise UsageError(f"no preset is called {name!r}.", f"Legal: {', '.join(preset_names())}.")
-    return load_options(options, _preset_folder() / f"{name}.toml")
+    return load_options(Preset, _preset_folder() / f"{name}.toml")
 
 
 def load_options(options: type[T], path: Path) -> T:

@@ -18,6 +18,11 @@ from keyface.configs.schema import BackendName, EngineOptions, Precision
 from keyface.engines.engine import Engine
 
 
+def _always(precision: Precision) -> bool:
+    del precision
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
     """What a back-end gets: the file, a name for messages, threads (None: its own choice) and precision."""
@@ -38,8 +43,9 @@ class Backend:
         suffixes: file kinds that it reads.
         module: import that must be there.
         install: command that installs it.
-        precisions: what it can compute in.
+        precisions: what it can compute in, given a processor that can.
         open: opens a file on the calling thread.
+        computes_in: whether this machine's processor can, too; may import the module.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Backend:
     install: str
     precisions: tuple[Precision, ...]
     open: Callable[[OpenRequest], Engine]
+    computes_in: Callable[[Precision], bool] = _always
 
     @property
     def is_installed(self) -> bool:
@@ -82,6 +89,12 @@ def _open_openvino(request: OpenRequest) -> Engine:
     )
 
 
+def _openvino_computes_in(precision: Precision) -> bool:
+    from keyface.engines.openvino import computes_in
+
+    return computes_in(precision)
+
+
 def _open_litert(request: OpenRequest) -> Engine:
     from keyface.engines.litert import LiteRtEngine
 
@@ -105,7 +118,7 @@ register_backend(
 )
 register_backend(
     Backend("openvino", (".onnx",), "openvino", "pip install 'keyface[openvino]'", ("f32", "bf16"),
-            _open_openvino)
+            _open_openvino, _openvino_computes_in)
 )  # fmt: skip
 register_backend(
     Backend("litert", (".tflite",), "ai_edge_litert", "pip install keyface", ("f32",), _open_litert)
@@ -141,12 +154,9 @@ def open_engine(
     name = name or path.stem
     options = options or EngineOptions()
     chosen = _choose(path, name, backend, options)
-    chosen_precision: Precision = precision or "f32"
-    if precision is None and options.precision in chosen.precisions and name in options.reduced_precision:
-        chosen_precision = options.precision
-    if chosen_precision not in chosen.precisions:
+    if precision is not None and precision not in chosen.precisions:
         legal = ", ".join(chosen.precisions)
-        raise EngineError(f"back-end {chosen.name} cannot compute in {chosen_precision}.", f"Legal: {legal}.")
+        raise EngineError(f"back-end {chosen.name} cannot compute in {precision}.", f"Legal: {legal}.")
     if not path.is_file():
         raise EngineError(f"{name}: there is no file {path}.", "Run 'keyface models pull'.")
     return chosen.open(
@@ -154,11 +164,17 @@ def open_engine(
             path=path,
             name=name,
             threads=threads or options.threads_by_model.get(name, options.threads) or None,
-            precision=chosen_precision,
+            precision=precision or _preferred_precision(chosen, name, options),
             allow_spinning=options.allow_spinning,
             any_thread=any_thread,
         )
     )
+
+
+def _preferred_precision(backend: Backend, name: str, options: EngineOptions) -> Precision:
+    wished = options.precision
+    is_wanted = name in options.reduced_precision and wished in backend.precisions
+    return wished if is_wanted and backend.computes_in(wished) else "f32"
 
 
 def _choose(path: Path, name: str, backend: str, options: EngineOptions) -> Backend:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import openvino as ov
 
 from keyface.configs.errors import EngineError
+from keyface.configs.schema import Precision
 from keyface.engines.engine import Array, CheckedEngine, TensorSpec
 
-Precision = Literal["f32", "bf16"]
+
+def computes_in(precision: Precision) -> bool:
+    """Whether this processor computes in `precision` itself; bf16 needs AVX-512 BF16, AMX or the like."""
+    if precision == "f32":
+        return True
+    return precision.upper() in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine(CheckedEngine):
@@ -27,7 +32,7 @@ class OpenVinoEngine(CheckedEngine):
         any_thread: see keyface.engines.engine.
 
     Raises:
-        EngineError: the file cannot be read or compiled.
+        EngineError: the file cannot be read or compiled, or the processor lacks the precision.
     """
 
     backend = "openvino"
@@ -42,6 +47,8 @@ class OpenVinoEngine(CheckedEngine):
         any_thread: bool = False,
     ) -> None:
         name = name or ("network" if isinstance(source, bytes) else Path(source).stem)
+        if not computes_in(precision):
+            raise EngineError(f"{name}: this processor does not compute in {precision}.", "Use f32.")
         config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads

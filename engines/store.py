@@ -102,7 +102,10 @@ class ModelStore:
         if status == "ok":
             return path
         if isinstance(self.manifest[name].source, PackageSource):
-            raise ModelStoreError(f"the model {name} ({path}) is {status}.", "Install keyface again.")
+            raise ModelStoreError(
+                f"the model {name} ({path}) is {status}.",
+                "Install keyface again (after training: keyface models verify --update-own).",
+            )
         reason = {
             "missing": "is not here yet",
             "damaged": "does not have the expected SHA-256",

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from keyface.configs.errors import EngineError, ModelStoreError, UsageError
+from keyface.configs.manifest import load_manifest
 from keyface.configs.schema import EngineOptions, load_preset, preset_names, read_options
 from keyface.engines import open as open_module
 from keyface.engines.engine import Array, Engine, TensorSpec
@@ -310,10 +311,47 @@ def test_good_engine_options_are_read() -> None:
     assert options.threads == 2 and options.backends["yunet"] == ("openvino", "onnxruntime")
 
 
+def test_presets_are_read_and_name_known_models() -> None:
+    known = load_manifest().models
+    assert {"default", "exact"} <= set(preset_names())
+    for name in preset_names():
+        engines = load_preset(name).engines
+        named = {*engines.backends, *engines.threads_by_model, *engines.reduced_precision}
+        # What decides identity must be the same on every machine.
+        assert not {"mapping", "sface", "sface_fast", "face_mesh"} & set(engines.reduced_precision)
+        assert named <= set(known), name
+    assert load_preset("exact").engines.precision == "f32"
+
+
 def test_an_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"no preset is called 'none'\. Legal: "):
-        load_preset(EngineOptions, "none")
-    assert preset_names() == tuple(sorted(preset_names()))
+    with pytest.raises(UsageError, match=r"no preset is called 'none'\. Legal: default, exact"):
+        load_preset("none")
+
+
+@pytest.mark.parametrize(
+    ("name", "can", "want"), [("affine", True, "bf16"), ("affine", False, "f32"), ("other", True, "f32")]
+)
+def test_reduced_precision_only_where_wished_and_possible(
+    affine: Path, monkeypatch: pytest.MonkeyPatch, name: str, can: bool, want: str
+) -> None:
+    opened: list[OpenRequest] = []
+
+    def open_fake(request: OpenRequest) -> Engine:
+        opened.append(request)
+        return FakeEngine((IMAGE,), (IMAGE,), name=request.name)
+
+    backend = Backend("openvino", (".onnx",), "json", "", ("f32", "bf16"), open_fake, lambda _: can)
+    monkeypatch.setitem(BACKENDS, "openvino", backend)
+    options = EngineOptions(precision="bf16", reduced_precision=("affine",))
+    open_engine(affine, name=name, backend="openvino", options=options).close()
+    assert opened[0].precision == want
+
+
+def test_a_processor_without_bf16_is_told(affine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("keyface.engines.openvino")
+    monkeypatch.setattr(openvino, "computes_in", lambda precision: precision == "f32")
+    with pytest.raises(EngineError, match="this processor does not compute in bf16"):
+        open_engine(affine, backend="openvino", precision="bf16")
 
 
 # -- the product's networks
@@ -334,6 +372,8 @@ def test_openvino_agrees_with_onnx_runtime(models: Any, name: str) -> None:
     with open_engine(models.path(name), backend="onnxruntime", threads=1) as engine:
         want = engine.run(feed)
     for precision, tolerance in (("f32", 1e-4), ("bf16", 8e-2)):
+        if not BACKENDS["openvino"].computes_in(precision):  # type: ignore[arg-type]
+            continue
         with open_engine(models.path(name), backend="openvino", threads=1, precision=precision) as engine:  # type: ignore[arg-type]
             got = engine.run(feed)
         for key, array in want.items():
