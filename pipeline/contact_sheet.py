@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from keyface.pipeline.capture import FileSource
 from keyface.pipeline.frame import ImageRgb, check_image_rgb
+from keyface.pipeline.partial import PartialFile, sink_error
 
 _PAPER = (250, 250, 250)
 _INK = (40, 40, 40)
@@ -46,6 +49,27 @@ def contact_sheet(
             left = gap_px + j * (cell_px + gap_px) + (cell_px - cell.width) // 2
             sheet.paste(cell, (left, top + label_px + (cell_px - cell.height) // 2))
     return np.asarray(sheet).copy()
+
+
+def moments(clip: Path, *, count: int) -> list[ImageRgb]:
+    """`count` frames of a video, evenly spread. Raises SourceError."""
+    with FileSource(clip) as source:
+        total = sum(1 for _ in source)
+    with FileSource(clip) as source:
+        return evenly((frame.image_rgb for frame in source), count=count, total=total)
+
+
+def write_picture(path: Path, image_rgb: ImageRgb) -> None:
+    """Writes a picture, format by suffix; it appears under its name only whole. Raises SinkError."""
+    file = PartialFile(path)
+    try:
+        Image.fromarray(image_rgb).save(
+            file.temporary, format=Image.registered_extensions()[path.suffix.lower()]
+        )
+    except OSError as error:
+        file.abort()
+        raise sink_error(path, error) from error
+    file.commit()
 
 
 def evenly(images: Iterable[ImageRgb], *, count: int, total: int) -> list[ImageRgb]:
