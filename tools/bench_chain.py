@@ -37,13 +37,10 @@ def run_whole_process(
     Raises:
         StageError: the command failed.
     """
-    words = [sys.executable, *program, *_words(clip, folder / "whole.mp4", key_file, extra)]
-    answer, errors = folder / "answer.json", folder / "errors.txt"
+    words = [*program, *_words(clip, folder / "whole.mp4", key_file, extra)]
+    answer = folder / "answer.json"
     began = time.perf_counter()
-    with answer.open("wb") as out, errors.open("wb") as err:
-        redirections = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
-        child = os.posix_spawn(sys.executable, words, os.environ, file_actions=redirections)
-        usage, peak_bytes = _wait(child, errors)
+    usage, peak_bytes = _spawn(words, answer, folder / "errors.txt")
     wall_s = time.perf_counter() - began
     told = read_summary(answer.read_text(encoding="utf-8"))
     first_s = told.get("first_frame_s")
@@ -54,6 +51,24 @@ def run_whole_process(
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_rss_bytes=peak_bytes,
     )
+
+
+def make_sample_clip(folder: Path) -> Path:
+    """A clip of a generated person, by `keyface demo`, as a program of its own. Raises StageError."""
+    demo = folder / "demo"
+    words = ["-m", "keyface.tools.main", "demo", "-o", str(demo), "--quiet"]
+    _spawn(words, folder / "demo.txt", folder / "errors.txt")
+    return demo / "original.mp4"
+
+
+def _spawn(words: Sequence[str], output: Path, errors: Path) -> tuple[resource.struct_rusage, int]:
+    """Runs this Python with `words`; see `_wait`."""
+    with output.open("wb") as out, errors.open("wb") as err:
+        redirections = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
+        child = os.posix_spawn(
+            sys.executable, [sys.executable, *words], os.environ, file_actions=redirections
+        )
+        return _wait(child, errors)
 
 
 def _wait(child: int, errors: Path) -> tuple[resource.struct_rusage, int]:
@@ -73,7 +88,7 @@ def _wait(child: int, errors: Path) -> tuple[resource.struct_rusage, int]:
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
         lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
-        raise StageError(f"keyface process ended with code {code}: {lines[-1]}")
+        raise StageError(f"keyface ended with code {code}: {lines[-1]}")
     return usage, peak or usage.ru_maxrss * _RSS_UNIT
 
 

@@ -104,7 +104,7 @@ def _measure_chain(
     from keyface.pipeline.capture import FileSource
     from keyface.tools import bench_chain
 
-    source = args.clip or _sample_clip(folder)
+    source = args.clip or bench_chain.make_sample_clip(folder)
     clip = _arranged(args, source, folder)
     key_file = bench_chain.make_key(folder)
     extra = ["--backend", args.backend, *(["--redact-only"] if args.redact_only else [])]
@@ -149,12 +149,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--size: got {text!r}, want WxH such as 1920x1080.")
     return int(width), int(height)
-
-
-def _sample_clip(folder: Path) -> Path:
-    from keyface.tools.demo_steps import make_sample_clip
-
-    return make_sample_clip(folder / "sample.mp4")
 
 
 def _measure_engines(store: ModelStore, skipped: dict[str, str]) -> list[dict[str, Any]]:
