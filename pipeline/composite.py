@@ -88,7 +88,7 @@ class FaceCompositor:
             crop_rgb,
             grid,
             (region.x1 - region.x0, region.y1 - region.y0),
-            is_smooth=similarity_scale(frame_from_crop) > 1.4,
+            scale=similarity_scale(frame_from_crop),
         )
         if self._texture.texture is not None:
             pasted = add_grain(pasted, self._texture.texture.grain, frame.index)

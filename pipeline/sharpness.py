@@ -20,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 TAU_S = 0.6
 PATCH_SIDE = 144
 # Candidate treatments: negative is the amount of unsharp masking, positive the sigma of a blur in px.
-_LEVELS = np.array([-0.9, -0.45, 0.0, 0.45, 0.7, 1.0, 1.4, 2.0])
+_LEVELS = np.array([-0.5, -0.25, 0.0, 0.45, 0.7, 1.0, 1.4, 2.0])
 _GRAIN_FLOOR = 1.2  # levels: less is the codec's or nothing
 _MAX_GRAIN = 6.0
 _TILE_SIDE = 512
