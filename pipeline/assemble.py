@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from keyface.configs.schema import BackendName, EngineOptions
+from keyface.configs.schema import BackendName, load_preset
 from keyface.engines.engine import Array, Engine, TensorSpec
 from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
@@ -40,7 +41,7 @@ def model_names(options: ProcessOptions) -> tuple[str, ...]:
 
 def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
     """Opens networks of the store by name, on the calling thread, as the options say."""
-    engine_options = EngineOptions(threads=options.threads)
+    engine_options = replace(load_preset().engines, threads=options.threads)
 
     def open_network(name: str) -> Engine:
         path = store.path(name)
