@@ -346,22 +346,40 @@ def test_models_missing_while_offline(
     assert not [file for file in store.rglob("*") if file.is_file() and file.stat().st_size]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("models")
-def test_damaged_model_is_not_used(clip: Path, key: Path, out: Path, tmp_path: Path) -> None:
+def damaged_store(folder: Path, pattern: str) -> Path:
+    """A copy of the models in which one byte of each file that fits the pattern is wrong."""
     status, where, _ = keyface("models", "where")
     assert status == 0
-    store = tmp_path / "store"
-    shutil.copytree(where.strip(), store)
-    (victim,) = store.rglob("face_detection_yunet_2023mar.onnx")
-    data = bytearray(victim.read_bytes())
-    data[1000] ^= 1
-    victim.chmod(0o644)
-    victim.write_bytes(data)
+    shutil.copytree(where.strip(), folder)
+    victims = [file for file in folder.rglob(pattern) if file.stat().st_size > 1000]
+    assert victims
+    for victim in victims:
+        data = bytearray(victim.read_bytes())
+        data[1000] ^= 1
+        victim.chmod(0o644)
+        victim.write_bytes(data)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("models")
+def test_damaged_models_are_not_used(clip: Path, key: Path, out: Path, tmp_path: Path) -> None:
+    store = damaged_store(tmp_path / "store", "face_detection*.onnx")
     assert keyface("models", "verify", env=offline(store))[0] == MODEL_STORE
-    status, _, err = keyface("process", clip, "-o", out / "a.mp4", "--key-file", key, env=offline(store))
-    assert status == MODEL_STORE and "Traceback" not in err
+    result = keyface("process", clip, "-o", out / "a.mp4", "--key-file", key, env=offline(store))
+    assert result[0] == MODEL_STORE and "Traceback" not in result[2]
     folder_is(out)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("models")
+def test_damaged_model_is_built_again_from_sound_ones(
+    clip: Path, key: Path, out: Path, tmp_path: Path
+) -> None:
+    store = damaged_store(tmp_path / "store", "*yunet_dynamic*.onnx")
+    status, _, err = keyface("process", clip, "-o", out / "a.mp4", "--key-file", key, env=offline(store))
+    assert status == 0, err
+    assert keyface("models", "verify", "default", env=offline(store))[0] == 0
 
 
 # Ctrl-C.
