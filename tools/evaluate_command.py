@@ -14,6 +14,7 @@ from keyface.configs.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
+    from keyface.engines.store import ModelStore
     from keyface.pipeline.evaluation import Evaluation
     from keyface.pipeline.measure_video import Eyes
 
@@ -91,7 +92,7 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
 
     config, store = load_evaluation(), ModelStore()
     names = [_DETECTOR, *config.recognisers]
-    store.ensure([*names, _LANDMARKER])
+    _pull(store, [*names, _LANDMARKER])
     with ExitStack() as stack:
         engines = {
             name: stack.enter_context(open_engine(store.path(name), name=name, threads=threads))
@@ -111,6 +112,18 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
         landmarker = MediaPipeLandmarker(store.path(_LANDMARKER))
         stack.callback(landmarker.close)
         yield Eyes(Scrfd(engines[_DETECTOR]), recognisers, landmarker), config
+
+
+def _pull(store: ModelStore, names: list[str]) -> None:
+    """Fetches what is missing, having said under which licence; the chain itself needs none of these."""
+    from keyface.tools.pull_bars import PullBars
+
+    for name in names:
+        if store.status(name) != "ok":
+            entry = store.manifest[name]
+            print(f"keyface: fetching {name} ({entry.licence}). {entry.licence_note}", file=sys.stderr)
+    with PullBars() as bars:
+        store.ensure(names, bars)
 
 
 def _namesakes(args: argparse.Namespace) -> list[tuple[Path, Path]]:
