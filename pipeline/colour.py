@@ -20,6 +20,7 @@ from keyface.pipeline.frame import ImageRgb
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
 
 FIT_SIDE = 36
 TAU_S = 0.4
@@ -29,29 +30,46 @@ _RIDGE = np.array([1e-3, 2.0, 2.0, 12.0, 12.0, 12.0])
 _MAX_GAIN = 1.6  # log limits: overall (a factor 5 either way),
 _MAX_TINT = 0.45  # of one channel against the mean of the three,
 _MAX_SLOPE = 0.6  # and of the light's change from the centre to the rim
-_CONTRAST = (0.6, 1.12)
-_SATURATION = (0.55, 1.15)
+_CONTRAST = (0.55, 1.05)
+_SATURATION = (0.55, 1.1)
+_WHITE_TINT = 0.35  # share of the tint that the whites of the eyes take: they have no skin colour
 
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """log gains (6, 3) over the basis of `_basis`; contrast and saturation about `pivot_rgb` (3,)."""
+    """What the source's light does to the virtual face.
+
+    Attributes:
+        coefficients: (6, 3) log gains over the basis of `_basis`.
+        below, above: contrast under and over `pivot_rgb`: shadows and highlights differ apart.
+        saturation: of the difference from the pivot.
+        pivot_rgb: (3,) levels, the virtual face's skin.
+    """
 
     coefficients: F64
-    contrast: float
+    below: float
+    above: float
     saturation: float
     pivot_rgb: F64
 
+    def table(self) -> U8:
+        """(1, 256, 3): the contrast of every level of every channel."""
+        offset = np.arange(256)[:, None] - self.pivot_rgb
+        levels = self.pivot_rgb + offset * np.where(offset > 0, self.above, self.below)
+        return np.asarray(np.rint(levels.clip(0, 255))[None], np.uint8)
+
     def matrix(self) -> F64:
-        """(3, 4): contrast k and saturation q about the pivot p, x -> p + k (q I + (1 - q) J / 3) (x - p)."""
+        """(3, 4): saturation q about the pivot p, x -> p + (q I + (1 - q) J / 3) (x - p)."""
         mix = self.saturation * np.eye(3) + (1 - self.saturation) / 3
-        return np.column_stack([self.contrast * mix, self.pivot_rgb - self.contrast * mix @ self.pivot_rgb])
+        return np.column_stack([mix, self.pivot_rgb - mix @ self.pivot_rgb])
+
+    def enliven(self, virtual_rgb: ImageRgb) -> ImageRgb:
+        """Contrast and saturation, before the gains."""
+        return np.asarray(cv2.transform(cv2.LUT(virtual_rgb, self.table()), self.matrix()), np.uint8)
 
     def apply(self, virtual_rgb: ImageRgb, uv: F32) -> F32:
         """(n, n, 3) levels: the light on a small picture of the virtual face."""
-        matrix = self.matrix()
-        out = (virtual_rgb @ matrix[:, :3].T + matrix[:, 3]).clip(0, 255) * np.exp(self._log_gain(uv))
-        return np.asarray(out.clip(0, 255), np.float32)
+        return np.asarray((self.enliven(virtual_rgb) * self.gain(uv)).clip(0, 255), np.float32)
 
     def gain(self, uv: F32) -> F32:
         """(..., 3) gains; past the outline, where the parabolas would run away, those of the rim."""
@@ -93,26 +111,28 @@ def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, skin: F32, face: F32,
         residual = np.abs(target - design @ coefficients) @ np.full(3, 1 / 3)
         scale = max(float(np.median(residual)) * 1.5, 0.03)
         robust = w / (1 + (residual / scale) ** 2)  # Cauchy weights: glasses, beards and hair count little
-    plain = Light(_limit(coefficients), 1.0, 1.0, robust @ virtual[seen] / robust.sum())
+    plain = Light(_limit(coefficients), 1.0, 1.0, 1.0, robust @ virtual[seen] / robust.sum())
     inside = face > 0.8
     own, lit = source[inside], plain.apply(virtual_rgb, uv)[inside].astype(np.float64)
     return Light(plain.coefficients, *_liveliness(own, lit), plain.pivot_rgb)
 
 
-def _liveliness(source: F64, lit: F64) -> tuple[float, float]:
-    """Contrast and saturation of the source's face against the relit one's, limited: (N, 3) levels each."""
+def _liveliness(source: F64, lit: F64) -> tuple[float, float, float]:
+    """Contrast below and above the median, and saturation, of the source's face against the relit one's,
+    limited: (N, 3) levels each."""
     if len(source) < MIN_SAMPLES:
-        return 1.0, 1.0
-    spans, colours = [], []
+        return 1.0, 1.0, 1.0
+    below, above, colours = [], [], []
     for pixels in (source, lit):
         luma = pixels @ np.full(3, 1 / 3)
-        low, high = np.percentile(luma, [4, 96])
+        low, middle, high = np.percentile(luma, [4, 50, 96])
         chroma = pixels - luma[:, None]
-        spans.append(float(high - low))
+        below.append(float(middle - low))
+        above.append(float(high - middle))
         colours.append(float(np.abs(chroma - np.median(chroma, 0)).mean()))
-    contrast = float(np.clip((spans[0] + 4) / (spans[1] + 4), *_CONTRAST))
-    saturation = (colours[0] + 1) / (colours[1] + 1) / contrast
-    return contrast, float(np.clip(saturation, *_SATURATION))
+    contrasts = [float(np.clip((s + 3) / (v + 3), *_CONTRAST)) for s, v in (below, above)]
+    saturation = (colours[0] + 1) / (colours[1] + 1) / (sum(contrasts) / 2)
+    return contrasts[0], contrasts[1], float(np.clip(saturation, *_SATURATION))
 
 
 def _limit(coefficients: F64) -> F64:
@@ -146,25 +166,31 @@ class LightFilter:
         a, old = 1 - float(np.exp(-self.EVERY * dt_s / TAU_S)), self.light
         self.light = Light(
             old.coefficients + a * (light.coefficients - old.coefficients),
-            old.contrast + a * (light.contrast - old.contrast),
+            old.below + a * (light.below - old.below),
+            old.above + a * (light.above - old.above),
             old.saturation + a * (light.saturation - old.saturation),
             old.pivot_rgb + a * (light.pivot_rgb - old.pivot_rgb),
         )
 
 
-def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32) -> ImageRgb:
+def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes_uv: F32) -> ImageRgb:
     """The crop under the source's light.
 
     Args:
         crop_rgb: uint8 (S, S, 3).
         uv_corners: (3, 2) face coordinates of the crop's corners top left, top right, bottom left.
         seam: (S, S, 3) levels to add, see `seam.Seam`.
+        eyes_uv: (2, 3) face coordinates of the eyes' middles, and their half widths.
     """
-    n = 12
+    n = 24
     steps = (np.arange(n, dtype=np.float32) + 0.5) / n
     along, down = uv_corners[1] - uv_corners[0], uv_corners[2] - uv_corners[0]
     uv = uv_corners[0] + steps[None, :, None] * along + steps[:, None, None] * down
-    field = cv2.resize(light.gain(uv), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    lively = cv2.transform(crop_rgb, light.matrix())
-    lit = cv2.multiply(lively, field, dtype=cv2.CV_32F)
+    gain = light.gain(uv)
+    mean = gain.mean(-1, keepdims=True)
+    for x, y, half in eyes_uv:
+        near = np.exp(-((uv - (x, y)) ** 2).sum(-1, keepdims=True) / max(1.2 * float(half) ** 2, 1e-6))
+        gain = gain + (1 - _WHITE_TINT) * near * (mean - gain)
+    field = cv2.resize(gain.astype(np.float32), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    lit = cv2.multiply(light.enliven(crop_rgb), field, dtype=cv2.CV_32F)
     return np.asarray(cv2.add(lit, seam, dtype=cv2.CV_8U), np.uint8)

@@ -15,7 +15,7 @@ from keyface.pipeline.geometry import apply_affine, compose_affine, similarity_s
 from keyface.pipeline.hairline import Hairline, above_eyes, face_coordinates_of, skin_level
 from keyface.pipeline.mask import OutlineFilter, Region, core_polygons, face_mask, region_of
 from keyface.pipeline.occlude import OccluderModel
-from keyface.pipeline.place import face_width
+from keyface.pipeline.place import LEFT_EYE, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 
@@ -76,7 +76,8 @@ class FaceCompositor:
         mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px)
         _check_cover(region, mask, cover_xy, bend.width_px)
         grid = crop_map(region, bend, frame_from_crop)
-        place = _Place(region, bend, frame_from_crop, grid, driver_xy, _face_coordinates(outline))
+        carried_xy = apply_affine(frame_from_crop, virtual_xy)
+        place = _Place(region, bend, frame_from_crop, grid, driver_xy, carried_xy, _face_coordinates(outline))
         small = np.asarray(
             cv2.resize(region.cut(frame.image_rgb), region.size_wh, interpolation=cv2.INTER_AREA), np.uint8
         )
@@ -127,7 +128,9 @@ class FaceCompositor:
         distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
-        return relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb)), mask * (1 - hair)
+        return relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _eyes(place)), mask * (
+            1 - hair
+        )
 
     def _match_texture(self, frame: Frame, crop_rgb: ImageRgb, place: _Place, dt_s: float) -> ImageRgb:
         if self._texture.is_due():
@@ -148,6 +151,7 @@ class _Place:
     frame_from_crop: F32
     grid: F32
     driver_xy: F32
+    carried_xy: F32
     uv_from_frame: F32
 
 
@@ -193,6 +197,12 @@ def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:
     """Face coordinates of the crop's corners: top left, top right, bottom left."""
     end = crop_rgb.shape[0] - 0.5
     return apply_affine(uv_from_crop, np.array([[-0.5, -0.5], [end, -0.5], [-0.5, end]]))
+
+
+def _eyes(place: _Place) -> F32:
+    """(2, 3) face coordinates of the virtual eyes' middles, and their half widths."""
+    uv = [apply_affine(place.uv_from_frame, place.carried_xy[eye]) for eye in (RIGHT_EYE, LEFT_EYE)]
+    return np.array([[*e.mean(0), np.ptp(e[:, 0]) / 2] for e in uv], np.float32)
 
 
 def _reduced(crop_rgb: ImageRgb, grid: F32, side: int) -> ImageRgb:

@@ -91,6 +91,7 @@ class Hairline:
             mask: (h, w) [0, 1].
         """
         virtual = darkness(cv2.cvtColor(lit_small, cv2.COLOR_RGB2GRAY), skin_log, _VIRTUAL_DARKER)
+        virtual = np.asarray(cv2.dilate(virtual, np.ones((3, 3), np.uint8)), np.float32)  # strands have edges
         if self._virtual is not None:
             a = 1 - float(np.exp(-dt_s / self.TAU_S))
             virtual = self._virtual + a * (virtual - self._virtual)
