@@ -6,7 +6,7 @@ to AAC. Both are cut to the span of the picture and keep their place on the sour
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -33,11 +33,12 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """What to carry, on the source's clock; see `AudioFeed.start`."""
+    """What to carry, on the source's clock (see `AudioFeed.start`), and whom to tell of damage."""
 
     begin_s: Fraction
     end_s: Fraction | None
     is_cut: bool
+    on_damage: Callable[[], None]
 
 
 class _Track(Protocol):
@@ -86,7 +87,7 @@ class AudioFeed:
         for index, source in self._sources.items():
             is_copied = source.codec_context.name in _COPIED_CODECS
             kind = _CopiedTrack if is_copied else _TranscodedTrack
-            span = _Span(begin_s, end_s, is_cut)
+            span = _Span(begin_s, end_s, is_cut, self._note_damage)
             self._tracks[index] = kind(source, self._targets[index], self._output, span)
         if is_cut and begin_s > 1 and self._sources:
             self._seek(begin_s)
@@ -144,7 +145,12 @@ class AudioFeed:
                 if packet.size:
                     yield packet
         except av.FFmpegError:
-            self.notes.append("The sound is damaged; it ends early.")
+            self._note_damage()
+
+    def _note_damage(self) -> None:
+        note = "The sound is damaged; parts of it are missing."
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _seek(self, begin_s: Fraction) -> None:
         # A second early, so that nothing of the first packet is missed; earlier packets are dropped.
@@ -163,6 +169,7 @@ class _CopiedTrack:
         self._target = target
         self._output = output
         self._is_cut = span.is_cut
+        self._on_damage = span.on_damage
         self._begin = round(span.begin_s / source.time_base)
         self._end = None if span.end_s is None else round(span.end_s / source.time_base)
         self._next = 0
@@ -184,7 +191,10 @@ class _CopiedTrack:
         self._last_dts = shifted
         packet.pts = packet.dts = shifted
         packet.stream = self._target
-        self._output.mux(packet)
+        try:
+            self._output.mux(packet)
+        except av.InvalidDataError:
+            self._on_damage()
 
     def finish(self) -> None:
         """Nothing is held back."""
@@ -203,6 +213,7 @@ class _TranscodedTrack:
     def __init__(self, source: Any, target: Any, output: Any, span: _Span) -> None:
         self._source, self._target, self._output = source, target, output
         self._begin_s = span.begin_s
+        self._on_damage = span.on_damage
         self._rate_hz: int = target.codec_context.sample_rate
         self._layout: str = _aac_layout(source.codec_context)
         length_s = None if span.end_s is None else span.end_s - span.begin_s
@@ -214,7 +225,8 @@ class _TranscodedTrack:
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            return  # A damaged packet leaves a gap, which is filled with silence.
+            self._on_damage()  # It leaves a gap, which is filled with silence.
+            return
         for frame in frames:
             self._take(frame)
 

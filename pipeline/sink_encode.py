@@ -25,7 +25,7 @@ class Mp4File:
     """One video track being encoded, in a container to which the caller may add sound.
 
     Each frame is held back until the next one tells how long it is shown. After a failure inside
-    `guarded` nothing can be committed any more.
+    `guarded` the temporary file is gone and nothing can be committed any more.
 
     Args:
         path: of the finished file.
@@ -76,13 +76,13 @@ class Mp4File:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turns what libav and the system raise into SinkError, and remembers that it happened."""
+        """Turns what libav and the system raise into SinkError; any failure removes the file at once."""
         if self._has_failed:
             raise SinkError(f"{self.path} is not written, since writing it failed before.")
         try:
             yield
         except BaseException as error:
-            self._has_failed = True
+            self.abort()
             if isinstance(error, KeyfaceError) or not isinstance(error, (av.FFmpegError, OSError)):
                 raise
             raise sink_error(self.path, error) from error

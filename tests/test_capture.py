@@ -425,3 +425,25 @@ def test_the_cover_of_a_video_is_not_the_video(tmp_path: Path) -> None:
     source, frames = read(path)
     assert source.info.size_wh == (96, 64) and len(frames) == 12
     assert any("1 picture" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_never_escapes_the_error_tree(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path = [
+        lambda: write_video(tmp_path / "a.mp4", sounds=[Sound()], cover=True),
+        lambda: write_video(tmp_path / "a.mkv", sounds=[Sound("pcm_s16le"), Sound("libopus")]),
+        lambda: write_video(tmp_path / "a.avi", codec="mpeg4", sounds=[Sound("libmp3lame")]),
+        lambda: write_video(tmp_path / "a.mov", rotation_deg=90, sounds=[Sound("pcm_s16le")]),
+    ][seed % 4]()
+    data = bytearray(path.read_bytes())
+    reach = (len(data), 2000)[seed // 4 % 2]
+    for place in rng.integers(0, reach, int(rng.choice([1, 10, 100]))):
+        data[place] = rng.integers(256)
+    path.write_bytes(bytes(data))
+    try:
+        _, frames = read(path)
+    except SourceError:
+        return
+    times = [f.pts_s for f in frames]
+    assert times == sorted(set(times)) and len({f.image_rgb.shape for f in frames}) == 1
