@@ -32,7 +32,7 @@ _MAX_TINT = 0.45  # of one channel against the mean of the three,
 _MAX_SLOPE = 0.6  # and of the light's change from the centre to the rim
 _CONTRAST = (0.55, 1.05)
 _SATURATION = (0.55, 1.1)
-_WHITE_TINT = 0.35  # share of the tint that the whites of the eyes take: they have no skin colour
+_WHITE_TINT = 0.5  # share of the tint that the whites of the eyes take: they have no skin colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +173,14 @@ class LightFilter:
         )
 
 
-def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes_uv: F32) -> ImageRgb:
+def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes: F32) -> ImageRgb:
     """The crop under the source's light.
 
     Args:
         crop_rgb: uint8 (S, S, 3).
         uv_corners: (3, 2) face coordinates of the crop's corners top left, top right, bottom left.
         seam: (S, S, 3) levels to add, see `seam.Seam`.
-        eyes_uv: (2, 3) face coordinates of the eyes' middles, and their half widths.
+        eyes: (2, 4) face coordinates of the eyes' middles, their half widths, and how open they are, [0, 1].
     """
     n = 24
     steps = (np.arange(n, dtype=np.float32) + 0.5) / n
@@ -188,9 +188,9 @@ def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes_u
     uv = uv_corners[0] + steps[None, :, None] * along + steps[:, None, None] * down
     gain = light.gain(uv)
     mean = gain.mean(-1, keepdims=True)
-    for x, y, half in eyes_uv:
-        near = np.exp(-((uv - (x, y)) ** 2).sum(-1, keepdims=True) / max(1.2 * float(half) ** 2, 1e-6))
-        gain = gain + (1 - _WHITE_TINT) * near * (mean - gain)
+    for x, y, half, openness in eyes:
+        near = np.exp(-((uv - (x, y)) ** 2).sum(-1, keepdims=True) / max(0.6 * float(half) ** 2, 1e-6))
+        gain = gain + (1 - _WHITE_TINT) * openness * near * (mean - gain)
     field = cv2.resize(gain.astype(np.float32), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     lit = cv2.multiply(light.enliven(crop_rgb), field, dtype=cv2.CV_32F)
     return np.asarray(cv2.add(lit, seam, dtype=cv2.CV_8U), np.uint8)

@@ -200,9 +200,13 @@ def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:
 
 
 def _eyes(place: _Place) -> F32:
-    """(2, 3) face coordinates of the virtual eyes' middles, and their half widths."""
-    uv = [apply_affine(place.uv_from_frame, place.carried_xy[eye]) for eye in (RIGHT_EYE, LEFT_EYE)]
-    return np.array([[*e.mean(0), np.ptp(e[:, 0]) / 2] for e in uv], np.float32)
+    """(2, 4): see `colour.relight`; an eye a quarter as high as wide is open."""
+    rows = []
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        uv = apply_affine(place.uv_from_frame, place.carried_xy[eye])
+        spread = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(uv.T)), 1e-9))  # whatever the roll
+        rows.append([*uv.mean(0), 1.4 * spread[1], np.clip((spread[0] / spread[1] - 0.1) / 0.15, 0, 1)])
+    return np.array(rows, np.float32)
 
 
 def _reduced(crop_rgb: ImageRgb, grid: F32, side: int) -> ImageRgb:
