@@ -20,7 +20,7 @@ from keyface.pipeline.redact import redact_frame, redact_whole
 # On top of the mosaic's own enlargement: a box that comes from before a failure may be a little off.
 _ENLARGE = 1.2
 _GROWTH_PER_FRAME = 0.04  # of boxes from before the damage, while no frame can be trusted
-_SAME_SHARE = 0.5  # of the pixels of a replaced face that may be as they were
+_SAME_SHARE = 0.9  # of the pixels of a replaced face: a hand in front of it may leave many as they were
 _FLAT_LEVELS = 4.0  # standard deviation: a patch flatter than this may look the same replaced
 
 

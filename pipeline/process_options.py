@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from keyface.configs.errors import UsageError
-from keyface.configs.schema import BackendName
+from keyface.configs.schema import BackendName, preset_names
 from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.runner import OnFault
 
@@ -30,7 +30,8 @@ class ProcessOptions:
         lookahead_s: how far back a face that is found late is hidden.
         generator_px: side of the virtual faces as they are rendered; 1024 is sharper in large faces and
             many times slower.
-        backend: inference back-end.
+        preset: how networks are run: "default", or "exact" for the same pixels on every machine.
+        backend: inference back-end for all networks, "auto": as the preset prefers.
         threads: of one network; 0: as configured.
     """
 
@@ -45,6 +46,7 @@ class ProcessOptions:
     stage_timeout_s: float = 30.0
     lookahead_s: float = 0.5
     generator_px: GeneratorPx = 256
+    preset: str = "default"
     backend: BackendName = "auto"
     threads: int = 0
 
@@ -56,6 +58,8 @@ class ProcessOptions:
         ):
             if value not in legal:
                 raise UsageError(f"{name}: got {value!r}.", f"Legal: {', '.join(legal)}.")
+        if self.preset not in preset_names():
+            raise UsageError(f"--preset: got {self.preset!r}.", f"Legal: {', '.join(preset_names())}.")
         if self.generator_px not in get_args(GeneratorPx):
             raise UsageError(f"--generator: got {self.generator_px}.", "Legal: 256, 1024.")
         _check_range("--start", self.start_s, 0.0)

@@ -108,7 +108,8 @@ def test_a_late_track_hides_in_the_frames_before_back_to_the_cut(
         must_hide = i < begin and is_near and not (i < cut <= begin)
         late = _late(frame, 7)
         assert bool(late) == must_hide, f"frame {i}"
-        if late:
+        # A cut right after the first sighting leaves the speed unknown.
+        if late and cut != begin + 1:
             assert _contains(late[0], _box_at(i, speed))
 
 

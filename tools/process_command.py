@@ -80,6 +80,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--generator", type=int, choices=(256, 1024), default=256, metavar="PX",
         help="side of rendered faces: 256, or 1024 for large faces, many times slower (default: 256)",
     )  # fmt: skip
+    how.add_argument(
+        "--preset", default="default", metavar="NAME",
+        help="how networks are run: default, or exact for the same pixels on every machine, slower",
+    )  # fmt: skip
     how.add_argument("--threads", type=int, default=0, help="threads of one network (default: as configured)")
     how.add_argument(
         "--on-fault", choices=("redact", "stop"), default="redact",
@@ -215,6 +219,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
         on_fault=args.on_fault,
         stage_timeout_s=args.stage_timeout,
         generator_px=args.generator,
+        preset=args.preset,
         backend=args.backend,
         threads=args.threads,
     )
