@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -42,7 +41,9 @@ def model_names(options: ProcessOptions) -> tuple[str, ...]:
 
 def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
     """Opens networks of the store by name, on the calling thread, as the options say."""
-    engine_options = replace(load_preset().engines, threads=options.threads)
+    engine_options = load_preset(options.preset).engines
+    if options.threads:
+        engine_options = replace(engine_options, threads=options.threads, threads_by_model={})
 
     def open_network(name: str) -> Engine:
         path = store.path(name)
