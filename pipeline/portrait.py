@@ -7,9 +7,9 @@ import numpy as np
 from keyface.configs.errors import EngineError
 from keyface.pipeline.face import F32
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.motion import POSE_SCALE_DEG
+from keyface.pipeline.motion import POSE_SCALE_DEG, transfer
 from keyface.pipeline.reenact import Puppet
-from keyface.pipeline.virtual import N_CODE, TRUNCATION, IdentityBasis
+from keyface.pipeline.virtual import N_CODE, IdentityBasis
 
 
 class GeneratedPortrait:
@@ -23,16 +23,18 @@ class GeneratedPortrait:
     """
 
     def __init__(self, puppet: Puppet, basis: IdentityBasis, number: int) -> None:
-        code = np.random.default_rng([number, 7]).standard_normal(N_CODE).astype(np.float32)
+        # RandomState, not Generator: numpy promises its stream for ever.
+        code = np.random.RandomState(number).standard_normal(N_CODE).astype(np.float32)
         code *= np.sqrt(N_CODE) / np.linalg.norm(code)
-        w = basis.w_mean + TRUNCATION * ((code * basis.deviations) @ basis.axes)
-        person = puppet.meet(w.astype(np.float32))
+        person = puppet.meet(basis.person(code))
         if person is None:
             raise EngineError(f"sample person {number} shows no face.", "Try another number.")
-        self._puppet, self._person = puppet, person
+        self._puppet, self._basis, self._person = puppet, basis, person
 
     def render(self, pose_ypr_deg: F32, blendshapes: F32) -> ImageRgb:
-        """uint8 (S, S, 3), FFHQ alignment; pose in degrees (roll ignored), blendshapes (52,) in [0, 1]."""
+        """uint8 (S, S, 3), FFHQ alignment; pose in degrees (roll ignored), blendshapes (52,) in [0, 1], on top
+        of a resting face."""
         pose = np.asarray(pose_ypr_deg[:2], np.float32) / POSE_SCALE_DEG
-        wanted = np.concatenate([pose, blendshapes]).astype(np.float32)
+        expression = transfer(blendshapes, np.zeros(52, np.float32), self._basis.resting)
+        wanted = np.concatenate([pose, expression]).astype(np.float32)
         return self._puppet.show(self._person, wanted, self._person.own_mesh)[0]
