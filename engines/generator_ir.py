@@ -95,7 +95,11 @@ def _with_contiguous_bands(weights: dict[str, F32]) -> dict[str, F32]:
         return np.concatenate([np.arange(n // 4), rest.T.reshape(-1)])
 
     out = dict(weights)
-    producers = [("conv1", "weight"), *((f"b{b}.conv2", "pw") for b in range(N_BLOCKS - 1)), ("rgb", "weight")]
+    producers = [
+        ("conv1", "weight"),
+        *((f"b{b}.conv2", "pw") for b in range(N_BLOCKS - 1)),
+        ("rgb", "weight"),
+    ]
     for stem, kind in producers:
         perm = order(out[f"{stem}.{kind}"].shape[0])
         for key in (f"{stem}.{kind}", f"{stem}.bias"):

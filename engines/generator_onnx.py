@@ -62,7 +62,9 @@ class _Graph:
         return self.op("DepthToSpace", [self.op("Concat", quads, axis=1)], blocksize=2, mode="DCR")
 
     def noise_and_activation(self, x: str, stem: str, weights: Mapping[str, F32]) -> str:
-        noise = self.const(f"{stem}.noise", weights[f"{stem}.noise"].reshape(1, 1, *weights[f"{stem}.noise"].shape[-2:]))
+        noise = self.const(
+            f"{stem}.noise", weights[f"{stem}.noise"].reshape(1, 1, *weights[f"{stem}.noise"].shape[-2:])
+        )
         return self.op("LeakyRelu", [self.op("Add", [x, noise])], alpha=0.2)
 
     def separable(self, x: str, stem: str, index: int, weights: Mapping[str, F32]) -> str:
@@ -70,7 +72,9 @@ class _Graph:
         x = self.op("Mul", [x, self.style(stem, index, weights)])
         dw, pw = weights[f"{stem}.dw"], weights[f"{stem}.pw"]
         x = self.op("Conv", [x, self.const(f"{stem}.dw", dw)], group=dw.shape[0], pads=[1, 1, 1, 1])
-        x = self.op("Conv", [x, self.const(f"{stem}.pw", pw), self.const(f"{stem}.bias", weights[f"{stem}.bias"])])
+        x = self.op(
+            "Conv", [x, self.const(f"{stem}.pw", pw), self.const(f"{stem}.bias", weights[f"{stem}.bias"])]
+        )
         return self.noise_and_activation(x, stem, weights)
 
     def upsample(self, x: str, stem: str, index: int, weights: Mapping[str, F32]) -> str:
@@ -113,7 +117,10 @@ def synthesis_256(weights: Mapping[str, F32], head: Mapping[str, F32]) -> onnx.M
     x = _trunk(g, weights, HEAD_BLOCK)
     x = g.upsample(x, "head.up", 1 + 3 * HEAD_BLOCK, head)
     x = g.separable(x, "head.conv", 2 + 3 * HEAD_BLOCK, head)
-    rgb = [g.const("head.rgb.weight", head["head.rgb.weight"]), g.const("head.rgb.bias", head["head.rgb.bias"])]
+    rgb = [
+        g.const("head.rgb.weight", head["head.rgb.weight"]),
+        g.const("head.rgb.bias", head["head.rgb.bias"]),
+    ]
     return _model(g, g.op("Conv", [x, *rgb], pads=[1, 1, 1, 1]), 256)
 
 
@@ -134,7 +141,9 @@ def _model(g: _Graph, x: str, size: int) -> onnx.ModelProto:
     return _finish(g, "w_plus", ["N", N_STYLES, 512], x, "image", ["N", 3, size, size])
 
 
-def _finish(g: _Graph, source: str, in_shape: list[Any], x: str, sink: str, out_shape: list[Any]) -> onnx.ModelProto:
+def _finish(
+    g: _Graph, source: str, in_shape: list[Any], x: str, sink: str, out_shape: list[Any]
+) -> onnx.ModelProto:
     g.op("Identity", [x], out=sink)
     graph = helper.make_graph(
         g.nodes,

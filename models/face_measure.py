@@ -29,7 +29,13 @@ BLENDSHAPE_POINTS = (
     473, 474, 475, 476, 477,
 )  # fmt: skip
 MEAN_ROI = (127.0, 151.0, 243.0)  # centre x, y and side of the mesh's square on an FFHQ-aligned 256 px image
-ARCFACE_5 = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+ARCFACE_5 = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
 EYES = ((33, 160, 158, 133, 153, 144), (362, 385, 387, 263, 373, 380))
 
 
@@ -48,7 +54,9 @@ class Measured:
 class FaceMeasure(nn.Module):
     """Frozen measuring networks; gradients flow to the image."""
 
-    def __init__(self, mesh: Path, blendshapes: Path, recognisers: dict[str, Path], canonical: np.ndarray) -> None:
+    def __init__(
+        self, mesh: Path, blendshapes: Path, recognisers: dict[str, Path], canonical: np.ndarray
+    ) -> None:
         """canonical: (K, 5) landmark index, weight, x, y, z: `pipeline.geometry`'s rigid core."""
         super().__init__()
         self.mesh, self.shapes = TfliteModule(mesh), TfliteModule(blendshapes)
@@ -89,12 +97,17 @@ class FaceMeasure(nn.Module):
     def identity(self, image: Tensor, points: Tensor) -> Tensor:
         """(N, 256): ArcFace 112 px crops by a similarity fit of five mesh points (the fit takes no gradient)."""
         p = points.detach()
-        five = torch.stack([p[:, EYES[0], :2].mean(1), p[:, EYES[1], :2].mean(1), p[:, 4, :2], p[:, 61, :2], p[:, 291, :2]], 1)
+        five = torch.stack(
+            [p[:, EYES[0], :2].mean(1), p[:, EYES[1], :2].mean(1), p[:, 4, :2], p[:, 61, :2], p[:, 291, :2]],
+            1,
+        )
         crop_from_112 = _similarity(self.arcface.expand(len(p), 5, 2), five)
         to_unit = torch.tensor([[1 / 128, 0, -1.0], [0, 1 / 128, -1.0], [0, 0, 1]])
         from_unit = torch.tensor([[56.0, 0, 56], [0, 56, 56], [0, 0, 1]])
         theta = (to_unit @ crop_from_112 @ from_unit)[:, :2]
-        crop = F.grid_sample(image, F.affine_grid(theta, [len(p), 3, 112, 112], align_corners=False), align_corners=False)
+        crop = F.grid_sample(
+            image, F.affine_grid(theta, [len(p), 3, 112, 112], align_corners=False), align_corners=False
+        )
         rgb = crop * 127.5 + 127.5
         found = []
         if "sface" in self.recognisers:
@@ -114,7 +127,11 @@ class FaceMeasure(nn.Module):
             centre = (low + high) / 2 - torch.stack([torch.zeros_like(extent), 0.07 * extent], 1)
         per_px = (2 * np.tan(np.radians(31.5)) / side)[:, None]
         p = points[:, self.rigid_index]
-        x, y, z = (p[..., 0] - centre[:, :1]) * per_px, (centre[:, 1:] - p[..., 1]) * per_px, p[..., 2] * per_px
+        x, y, z = (
+            (p[..., 0] - centre[:, :1]) * per_px,
+            (centre[:, 1:] - p[..., 1]) * per_px,
+            p[..., 2] * per_px,
+        )
         offset = points[:, :468, 2].mean(1, keepdim=True) * per_px
         _, scale = self._procrustes(torch.stack([x, y, -z], 2))
         rotation = torch.eye(3).expand(len(p), 3, 3)

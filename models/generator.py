@@ -147,7 +147,9 @@ class Generator256(nn.Module):
         # the head's styles are stored as (C, 512), the ONNX initialisers as (512, C)
         head = {k: v.T.contiguous() if k.endswith("mod_w") else v for k, v in head.items()}
         model = cls(Trunk(onnx_initialisers(synthesis_1024_onnx)), Head256(head))
-        return model.requires_grad_(False).eval()
+        model.requires_grad_(False)
+        model.eval()
+        return model
 
     def forward(self, w_plus: Tensor) -> Tensor:
         image = self.head(self.trunk(w_plus), w_plus)

@@ -36,7 +36,9 @@ class MotionMap(nn.Module):
         self.out = nn.Linear(HIDDEN, N_BASIS, bias=False)
         self.basis = nn.Parameter(torch.zeros(N_BASIS, N_LAYERS * 512))
 
-    def initialise(self, w_mean: Tensor, traits: Tensor, centre: Tensor, directions: Tensor, layers: int = 10) -> None:
+    def initialise(
+        self, w_mean: Tensor, traits: Tensor, centre: Tensor, directions: Tensor, layers: int = 10
+    ) -> None:
         """Starts at the linear edit. directions (54, 512): change of w per unit of each control; they act on the
         first `layers` rows of W+."""
         with torch.no_grad():

@@ -49,7 +49,9 @@ def _conv(a: list[Tensor], o: dict[str, Any]) -> Tensor:
     if pads[:2] != pads[2:]:
         raise ValueError(f"onnx Conv: asymmetric pads {pads} are not supported")
     bias = a[2] if len(a) > 2 else None
-    return F.conv2d(a[0], a[1], bias, o.get("strides", [1, 1]), pads[:2], o.get("dilations", [1, 1]), o.get("group", 1))
+    return F.conv2d(
+        a[0], a[1], bias, o.get("strides", [1, 1]), pads[:2], o.get("dilations", [1, 1]), o.get("group", 1)
+    )
 
 
 def _batch_norm(a: list[Tensor], o: dict[str, Any]) -> Tensor:

@@ -104,7 +104,9 @@ def _conv(args: list[Tensor], o: Any, n: int) -> Tensor:
     stride = (o.strideH, o.strideW)
     if o.padding == 0:
         x = _same_pad(x, (w.shape[2], w.shape[3]), stride)
-    return _nhwc(_activate(F.conv2d(x, w, args[2] if len(args) > 2 else None, stride), o.fusedActivationFunction))
+    return _nhwc(
+        _activate(F.conv2d(x, w, args[2] if len(args) > 2 else None, stride), o.fusedActivationFunction)
+    )
 
 
 def _depthwise(args: list[Tensor], o: Any, n: int) -> Tensor:

@@ -60,7 +60,9 @@ def initial_head(weights: dict[str, Tensor], width: int) -> Head256:
 def head_loss(image: Tensor, target: Tensor) -> Tensor:
     """L1 + L1 of first differences, images (N, 3, 256, 256) in [-1, 1]."""
     error = image - target
-    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
     return error.abs().mean() + edges
 
 

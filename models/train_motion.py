@@ -103,7 +103,7 @@ def linear_directions(w: np.ndarray, controls: np.ndarray, ridge: float = 30.0) 
     slope = np.linalg.solve(x.T @ x + ridge * scale**2 * np.eye(512) * len(w) / 100, x.T @ y)  # (512, 54)
     gram = slope.T @ slope
     pinv = slope @ np.linalg.inv(gram + 0.02 * np.trace(gram) / len(gram) * np.eye(len(gram)))
-    return np.ascontiguousarray(pinv.T).astype(np.float32)
+    return np.asarray(pinv.T, np.float32, order="C")
 
 
 def trait_axes(w: np.ndarray) -> np.ndarray:
@@ -112,7 +112,9 @@ def trait_axes(w: np.ndarray) -> np.ndarray:
     return (vt[:N_TRAITS] / (s[:N_TRAITS, None] / np.sqrt(len(w)))).astype(np.float32)
 
 
-def motion_loss(m: Measured, wanted: Tensor, at_rest: Tensor, displacement: Tensor, config: MotionConfig) -> dict[str, Tensor]:
+def motion_loss(
+    m: Measured, wanted: Tensor, at_rest: Tensor, displacement: Tensor, config: MotionConfig
+) -> dict[str, Tensor]:
     """Terms of the loss; rows 2i and 2i+1 are the same person, whose embedding at rest is `at_rest` (N/2, D)."""
     weight = torch.ones(52)
     weight[0] = 0.0
@@ -157,16 +159,22 @@ def train_motion(
         step = int(state["step"])
     rng = np.random.default_rng([config.seed, step])
     motions = WantedMotions(measured, rng)
-    render = torch.compile(generator.to(memory_format=torch.channels_last)) if config.is_compiled else generator
+    render = (
+        torch.compile(generator.to(memory_format=torch.channels_last), dynamic=False)
+        if config.is_compiled
+        else generator
+    )
     start, averages = time.monotonic(), dict[str, float]()
     while step < config.steps and time.monotonic() - start < config.seconds:
         w = torch.from_numpy(draw_w(config.people, rng))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
-            rest_image = render(w[:, None].expand(-1, 23, -1).repeat(2, 1, 1))[: config.people]
+            rest_image = render(w[:, None].expand(-1, 23, -1).contiguous())
         with torch.no_grad():
             rest = measure(rest_image.float())
         wanted = motions.draw(2 * config.people)
-        displacement = model(*(t.repeat_interleave(2, 0) for t in (w,)), wanted, controls_of(rest).repeat_interleave(2, 0))
+        displacement = model(
+            *(t.repeat_interleave(2, 0) for t in (w,)), wanted, controls_of(rest).repeat_interleave(2, 0)
+        )
         w_plus = displaced(w.repeat_interleave(2, 0), displacement)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
             image = render(w_plus)
@@ -176,7 +184,9 @@ def train_motion(
         torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+            group["lr"] = (
+                config.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+            )
         optimiser.step()
         step += 1
         for name, term in terms.items():
@@ -184,7 +194,9 @@ def train_motion(
         if step % 25 == 0:
             log.info("motion step %d %s", step, " ".join(f"{k} {v:.3f}" for k, v in averages.items()))
         if step % 100 == 0:
-            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
+            torch.save(
+                {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint
+            )
             save_motion(model, out)
     torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
     save_motion(model, out)

@@ -14,7 +14,7 @@ from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
 from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.detect import YuNetDetector
+from keyface.pipeline.detect import DetectOptions, YuNetDetector
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.key import Key
 from keyface.pipeline.landmarks import LiteRtLandmarker
@@ -23,7 +23,7 @@ from keyface.pipeline.paste import Paster
 from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import Puppet, ReenactEngines, Reenactor
+from keyface.pipeline.reenact import Puppet, ReenactEngines, ReenactOptions, Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
@@ -60,6 +60,7 @@ def make_parts(
     options: ProcessOptions,
     *,
     open_network: OpenNetwork | None = None,
+    is_still: bool = False,
 ) -> ChainParts:
     """The parts of a chain for one source. No network is opened before the stages are.
 
@@ -67,6 +68,7 @@ def make_parts(
         store: has the models of `model_names`.
         key: decides the virtual faces; not needed, and not used, with `redact_only`.
         open_network: None opens networks of the store; see `EnginePool` to share them.
+        is_still: for photos, where there is no second frame to find a face in: smaller faces are looked for.
     """
     network = open_network or network_opener(store, options)
 
@@ -77,6 +79,8 @@ def make_parts(
         return Recogniser(network("sface_fast"))
 
     analyse_options = AnalyseOptions()
+    if is_still:
+        analyse_options = AnalyseOptions(is_still=True, detect=DetectOptions(min_face_input_px=32))
     analyser = Analyser(
         analyse_options,
         open_detector=lambda: YuNetDetector(network("yunet_dynamic"), analyse_options.detect),
@@ -93,7 +97,10 @@ def make_parts(
 
     basis = IdentityBasis.load(store.path("identity_basis"))
     identities, virtual = Identities(recogniser), VirtualIdentities(key, basis)
-    reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
+    reenact_options = ReenactOptions(lookahead_s=options.lookahead_s)
+    reenactor = Reenactor(
+        engines, MotionMap(store.path("motion_map")), basis, identities, virtual, reenact_options
+    )
     return ChainParts(
         analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close
     )

@@ -2,11 +2,14 @@
 
 `Identities` watches analysed frames (it is the chain's observer), averages a recogniser's embedding over a
 track's good frames, and fixes it when the track is first shown. The average of a track has far less noise
-than one picture. A person who comes back under another track is recognised and gets the same face.
+than one picture. Which frames count is decided by their times alone, never by how far one thread is ahead of
+another, so a clip gives the same people each time. A person who comes back under another track is recognised
+and gets the same face.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,11 +45,10 @@ class IdentityOptions:
 
 @dataclass
 class _Sight:
-    """What is known of a track."""
+    """What is known of a track: (time, weight, embedding) of the frames looked at."""
 
-    total: F32 = field(default_factory=lambda: np.zeros(128, np.float32))
-    count: int = 0
-    last_s: float = -1.0e9
+    looks: list[tuple[float, float, F32]] = field(default_factory=list)
+    n_good: int = 0
     person: int | None = None
 
 
@@ -84,26 +86,38 @@ class Identities:
         """Learns from one face of one frame. Raises EngineError."""
         if face.mesh is None or face.is_predicted or self._recogniser is None:
             return
-        sight = self._sights.setdefault(face.track_id, _Sight())
-        weight = self._quality(face)
-        if sight.count >= self._o.enough or (sight.count and frame.pts_s - sight.last_s < self._o.interval_s):
+        with self._lock:
+            sight = self._sights.setdefault(face.track_id, _Sight())
+        if sight.n_good >= self._o.enough or len(sight.looks) >= 3 * self._o.enough:
             return
+        if sight.looks and frame.pts_s - sight.looks[-1][0] < self._o.interval_s:
+            return
+        weight = self._quality(face)
         embedding = self._recogniser.embed(frame.image_rgb, points_5_from_mesh(face.mesh.points_xyz))
         if not np.isfinite(embedding).all():
             return
         with self._lock:
-            sight.total = sight.total + np.float32(weight) * embedding
-            sight.count += 1 if weight >= 0.5 else 0  # poor frames help until good ones come
-            sight.last_s = frame.pts_s
+            sight.looks.append((frame.pts_s, weight, embedding))
+            sight.n_good += weight == 1.0  # poor frames help until good ones come
 
-    def person_of(self, track_id: int) -> int | None:
-        """Number of the person behind a track, fixed at the first call; None while nothing is known."""
+    def person_of(self, track_id: int, *, until_pts_s: float = math.inf) -> int | None:
+        """Number of the person behind a track, fixed at the first call; None while nothing is known.
+
+        Args:
+            until_pts_s: later frames do not count; all up to it must have been observed.
+        """
         with self._lock:
             sight = self._sights.get(track_id)
-            if sight is None or not sight.total.any():
+            if sight is None:
                 return None
             if sight.person is None:
-                sight.person = self._find_or_add(sight.total / np.linalg.norm(sight.total))
+                total = np.zeros(128, np.float32)
+                for pts_s, weight, embedding in sight.looks:
+                    if pts_s <= until_pts_s:
+                        total += np.float32(weight) * embedding
+                if not total.any():
+                    return None
+                sight.person = self._find_or_add(total / np.linalg.norm(total))
             return sight.person
 
     def embedding_of(self, person: int) -> F32:

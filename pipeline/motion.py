@@ -43,14 +43,16 @@ class MotionMap:
         for name, shape in _SHAPES.items():
             if name not in tensors or tensors[name].shape != shape:
                 got = tensors[name].shape if name in tensors else "nothing"
-                raise ModelStoreError(f"{path.name}: {name} is {got}, want {shape}.", "Install keyface again.")
+                raise ModelStoreError(
+                    f"{path.name}: {name} is {got}, want {shape}.", "Install keyface again."
+                )
         self._t = tensors
 
     def coefficients(self, w: F32, controls: F32) -> F32:
         """a(w, c): (512,), (54,) -> (96,)."""
         t = self._t
         c = controls - t["centre"]
-        hidden = np.concatenate([c, t["traits"] @ (w - t["w_mean"])])
+        hidden: F32 = np.concatenate([c, t["traits"] @ (w - t["w_mean"])]).astype(np.float32)
         hidden = _silu(t["fc2.weight"] @ _silu(t["fc1.weight"] @ hidden + t["fc1.bias"]) + t["fc2.bias"])
         found: F32 = t["linear.weight"] @ c + t["out.weight"] @ hidden
         return found
@@ -65,8 +67,7 @@ class MotionMap:
 
 
 def _silu(x: F32) -> F32:
-    out: F32 = x / (1.0 + np.exp(-np.clip(x, -60.0, 60.0)))
-    return out
+    return np.asarray(x / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +101,13 @@ class OneEuro:
             return self._x
         slope = (x - self._x) / dt
         self._dx = self._dx + _alpha(self._o.d_cutoff_hz, dt) * (slope - self._dx)
-        cutoff = self._o.min_cutoff_hz + self._o.beta * np.abs(self._dx)
+        cutoff: F32 = np.asarray(self._o.min_cutoff_hz + self._o.beta * np.abs(self._dx), np.float32)
         self._x = (self._x + _alpha(cutoff, dt) * (x - self._x)).astype(np.float32)
         return self._x
 
 
-def _alpha(cutoff_hz: F32 | float, dt_s: float) -> F32 | float:
-    return 1.0 / (1.0 + 1.0 / (2 * np.pi * cutoff_hz * dt_s))
+def _alpha(cutoff_hz: F32 | float, dt_s: float) -> F32:
+    return np.asarray(1.0 / (1.0 + 1.0 / (2 * np.pi * np.asarray(cutoff_hz) * dt_s)), np.float32)
 
 
 # Blendshapes whose resting value depends on the shape of a face, and how far a person's may lie from the norm.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
+
 from keyface.pipeline.frame import (
     Frame,
     ImageRgb,

@@ -39,9 +39,11 @@ class ReenactOptions:
     Attributes:
         max_yaw_deg, max_pitch_deg: of what is asked of the generator; a driver beyond it is followed up to
             here, and no further than `slack_deg` beyond: then the face is mosaicked.
-        correction: share of the last rendering's error that is added to the next request.
-        max_correction: in controls (30 degrees, or blendshape units).
+        correction: share of the last rendering's pose error that is added to the next request.
+        max_correction_deg: most that it adds up to.
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
+        lookahead_s: how far analysis is ahead of this stage at least; what was seen till then tells who it is.
+        rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         max_similarity: cosine (SFace) of virtual and real person above which the next candidate is taken.
     """
 
@@ -49,8 +51,10 @@ class ReenactOptions:
     max_pitch_deg: float = 30.0
     slack_deg: float = 16.0
     correction: float = 0.12
-    max_correction: float = 0.35
+    max_correction_deg: float = 10.0
     max_misfit: float = 0.09
+    lookahead_s: float = 0.0
+    rehearsals: int = 4
     max_similarity: float = 0.2
     max_candidates: int = 6
 
@@ -87,7 +91,9 @@ class Puppet:
             return None
         return Person(w, self._motion.coefficients(w, controls_of(mesh)), mesh)
 
-    def show(self, person: Person, wanted: F32, previous: FaceMesh | None) -> tuple[ImageRgb, FaceMesh | None]:
+    def show(
+        self, person: Person, wanted: F32, previous: FaceMesh | None
+    ) -> tuple[ImageRgb, FaceMesh | None]:
         """The person with controls `wanted` (54,): uint8 (S, S, 3), and the mesh found in it."""
         crop = self.render(self._motion.w_plus(person.w, wanted, person.own_coefficients))
         return crop, self.look(crop, previous)
@@ -120,7 +126,7 @@ class _Role:
         self.rest = RestingFace(resting)
         self.correction = np.zeros(54, np.float32)
         self.mesh: FaceMesh | None = person.own_mesh
-        self.last_s = -1.0e9
+        self.is_new = True
 
 
 class Reenactor:
@@ -185,18 +191,20 @@ class Reenactor:
         yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
         if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
             return "extreme_pose"
-        role = self._role(face.track_id)
+        role = self._role(face.track_id, t_s)
         if role is None:
             return "reenactment_failed"
         wanted = self._wanted(role, face.mesh, t_s)
         assert self._puppet is not None
+        if role.is_new:
+            self._rehearse(role, wanted)
         crop, mesh = self._puppet.show(role.person, wanted + role.correction, role.mesh)
         if mesh is None:  # look again without a hint, in case the face had moved out of it
             mesh = self._puppet.look(crop, None)
         if mesh is None:
             role.correction[:] = 0
             return "reenactment_failed"
-        self._learn(role, wanted, mesh, t_s)
+        self._learn(role, wanted, mesh, self._o.correction)
         frame_from_crop = fit_frame_from_crop(mesh.points_xyz, face.mesh.points_xyz)
         if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
             return "implausible"
@@ -212,19 +220,30 @@ class Reenactor:
         controls[2:] = transfer(controls[2:], role.rest.blendshapes, self._basis.resting)
         return controls
 
-    def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, t_s: float) -> None:
-        """Integral correction: what the rendering keeps missing is asked for in addition."""
-        role.mesh = mesh
-        error = wanted - controls_of(mesh)
-        step = self._o.correction * error
-        role.correction = np.clip(
-            role.correction + step, -self._o.max_correction, self._o.max_correction
-        ).astype(np.float32)
-        role.last_s = t_s
+    def _rehearse(self, role: _Role, wanted: F32) -> None:
+        """Settles the pose correction, so that the first frame (a photo has no other) is right already."""
+        assert self._puppet is not None
+        role.is_new = False
+        for _ in range(self._o.rehearsals):
+            _, mesh = self._puppet.show(role.person, wanted + role.correction, role.mesh)
+            if mesh is None:
+                return
+            self._learn(role, wanted, mesh, 0.6)
 
-    def _role(self, track_id: int) -> _Role | None:
+    def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
+        """Integral correction of the pose: what the rendering keeps missing is asked for in addition.
+
+        Expressions are left out: they come and go faster than an integral follows, and an expression that the
+        generator cannot show would wind it up.
+        """
+        role.mesh = mesh
+        limit = self._o.max_correction_deg / POSE_SCALE_DEG
+        error = (wanted - controls_of(mesh))[:2]
+        role.correction[:2] = np.clip(role.correction[:2] + gain * error, -limit, limit)
+
+    def _role(self, track_id: int, t_s: float) -> _Role | None:
         if track_id not in self._roles:
-            number = self._identities.person_of(track_id)
+            number = self._identities.person_of(track_id, until_pts_s=t_s + self._o.lookahead_s)
             person = None if number is None else self._person(number)
             if person is None:
                 return None

@@ -1,11 +1,14 @@
 """The key-driven virtual identity: from a recognition embedding and a key to a person of the generator.
 
-    g = sqrt(128) Q_k (e - m) / |e - m|,      w = w_mean + psi V diag(s) g
+    g = sqrt(128) Q_k (e - m) / |e - m|,      w = keep_out(w_mean + psi V diag(s) g)
 
 e is SFace's embedding of the person (128,), m its mean over faces at large, Q_k a secret orthogonal matrix,
 V and s the first 128 principal axes and deviations of the generator's w. Q_k keeps all angles, so one person's
 embeddings stay together under one key, and another key turns everything elsewhere: the keyed embedding of
 KFAAR (section IV-B, "key-driven") with the concatenation replaced by a rotation.
+
+`keep_out` moves w just so far along a learned direction that the person wears no glasses and is no child: a
+pasted face shows no temples, and a child's face suits few bodies. Both are linear scores of w.
 
 Q_k is made of nothing but the derived key: SHAKE-256(derived key || candidate number) gives 2 * 128 * 128
 64-bit integers; Box-Muller turns them into normal numbers, in row order; a QR decomposition with positive
@@ -49,24 +52,48 @@ def secret_rotation(seed: bytes, candidate: int = 0) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class IdentityBasis:
-    """mean_embedding (128,), w_mean (512,), axes (128, 512), deviations (128,), resting (52,) blendshapes."""
+    """Statistics that identities are made from.
+
+    Attributes:
+        mean_embedding: (128,) mean of unit embeddings.
+        w_mean: (512,); axes: (128, 512) principal axes of w; deviations: (128,) along them.
+        resting: (52,) blendshapes of people at rest.
+        guard_normals, guard_steps: (K, 512); score k of w is guard_normals[k] @ (w - w_mean), and moving w by
+            guard_steps[k] raises it by 1; guard_limits: (K,) highest scores allowed.
+    """
 
     mean_embedding: F32
     w_mean: F32
     axes: F32
     deviations: F32
     resting: F32
+    guard_normals: F32
+    guard_steps: F32
+    guard_limits: F32
 
     @classmethod
     def load(cls, path: Path) -> IdentityBasis:
         """Reads models/weights/identity.safetensors. Raises ModelStoreError for other contents."""
         t = {name: array.astype(np.float32) for name, array in load_file(str(path)).items()}
-        want = {"mean_embedding": (128,), "w_mean": (512,), "axes": (128, 512), "deviations": (128,), "resting": (52,)}
+        n_guards = len(t.get("guard_limits", ()))
+        want = {
+            "mean_embedding": (128,), "w_mean": (512,), "axes": (128, 512), "deviations": (128,), "resting": (52,),
+            "guard_normals": (n_guards, 512), "guard_steps": (n_guards, 512), "guard_limits": (n_guards,),
+        }  # fmt: skip
         for name, shape in want.items():
             if name not in t or t[name].shape != shape:
                 got = t[name].shape if name in t else "nothing"
-                raise ModelStoreError(f"{path.name}: {name} is {got}, want {shape}.", "Install keyface again.")
+                raise ModelStoreError(
+                    f"{path.name}: {name} is {got}, want {shape}.", "Install keyface again."
+                )
         return cls(**{name: t[name] for name in want})
+
+    def person(self, code: F32) -> F32:
+        """w (512,) of a code g (128,) of norm sqrt(128)."""
+        w = self.w_mean + TRUNCATION * ((code * self.deviations) @ self.axes)
+        for normal, step, limit in zip(self.guard_normals, self.guard_steps, self.guard_limits, strict=True):
+            w = w - max(0.0, float(normal @ (w - self.w_mean) - limit)) * step
+        return np.asarray(w, np.float32)
 
 
 class VirtualIdentities:
@@ -91,13 +118,11 @@ class VirtualIdentities:
         if candidate not in self._rotations:
             self._rotations[candidate] = secret_rotation(self._seed, candidate)
         code = self._rotations[candidate] @ (centred / norm) * np.sqrt(N_CODE)
-        return code.astype(np.float32)
+        return np.asarray(code, np.float32)
 
     def w(self, embedding: F32, candidate: int = 0) -> F32:
         """The virtual person's w (512,)."""
-        b = self._basis
-        out: F32 = b.w_mean + TRUNCATION * ((self.code(embedding, candidate) * b.deviations) @ b.axes)
-        return out.astype(np.float32)
+        return self._basis.person(self.code(embedding, candidate))
 
     def close(self) -> None:
         """Forgets the secret; codes can no longer be made."""

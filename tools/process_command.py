@@ -197,7 +197,7 @@ class _Session:
         if self._pool is None:
             pool = EnginePool(network_opener(self._store, self._options))
             self._pool = self._stack.enter_context(pool)
-        parts = make_parts(self._store, self._key, self._options, open_network=self._pool)
+        parts = make_parts(self._store, self._key, self._options, open_network=self._pool, is_still=True)
         return process_photo(job.source, job.output, parts=parts, options=self._options)
 
 
