@@ -32,6 +32,7 @@ from keyface.pipeline.key import Key
 
 F64 = npt.NDArray[np.float64]
 N_CODE = 128
+_GUARD_ROUNDS = 12
 TRUNCATION = 0.75  # psi: nearer the mean face means fewer flaws and less variety
 ROTATION_PURPOSE = "identity-rotation/v1"
 
@@ -90,10 +91,18 @@ class IdentityBasis:
 
     def person(self, code: F32) -> F32:
         """w (512,) of a code g (128,) of norm sqrt(128)."""
-        w = self.w_mean + TRUNCATION * ((code * self.deviations) @ self.axes)
-        for normal, step, limit in zip(self.guard_normals, self.guard_steps, self.guard_limits, strict=True):
-            w = w - max(0.0, float(normal @ (w - self.w_mean) - limit)) * step
-        return np.asarray(w, np.float32)
+        return self._keep_out(self.w_mean + TRUNCATION * ((code * self.deviations) @ self.axes))
+
+    def _keep_out(self, w: F32 | F64) -> F32:
+        """Moves w until no score is above its limit. A step of one guard raises the scores of others (by up
+        to 0.4 of what it lowers its own), so they take turns; every round leaves half the excess or less."""
+        offset = w.astype(np.float64) - self.w_mean
+        for _ in range(_GUARD_ROUNDS):
+            for normal, step, limit in zip(
+                self.guard_normals, self.guard_steps, self.guard_limits, strict=True
+            ):
+                offset = offset - max(0.0, float(normal @ offset - limit)) * step
+        return np.asarray(self.w_mean + offset, np.float32)
 
 
 class VirtualIdentities:
@@ -108,13 +117,16 @@ class VirtualIdentities:
         """Keyed code g (128,) of an embedding (128,); its norm is sqrt(128).
 
         Raises:
-            ValueError: the embedding is not finite or equals the mean.
+            ValueError: the embedding is of another shape, not finite, zero, or equals the mean.
         """
-        centred = np.asarray(embedding, np.float64)
-        centred = centred / max(float(np.linalg.norm(centred)), 1e-12) - self._basis.mean_embedding
+        given = np.asarray(embedding, np.float64)
+        length = float(np.linalg.norm(given))
+        if given.shape != (N_CODE,) or not np.isfinite(length) or length < 1e-12:
+            raise ValueError(f"identity: embedding of shape {given.shape} and norm {length} cannot be keyed")
+        centred = given / length - self._basis.mean_embedding
         norm = float(np.linalg.norm(centred))
-        if centred.shape != (N_CODE,) or not np.isfinite(norm) or norm < 1e-6:
-            raise ValueError(f"identity: embedding of shape {centred.shape} and norm {norm} cannot be keyed")
+        if norm < 1e-6:
+            raise ValueError("identity: an embedding that equals the mean cannot be keyed")
         if candidate not in self._rotations:
             self._rotations[candidate] = secret_rotation(self._seed, candidate)
         code = self._rotations[candidate] @ (centred / norm) * np.sqrt(N_CODE)
