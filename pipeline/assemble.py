@@ -23,7 +23,7 @@ from keyface.pipeline.paste import Paster
 from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import Puppet, ReenactEngines, ReenactOptions, Reenactor
+from keyface.pipeline.reenact import Puppet, ReenactEngines, Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
@@ -97,10 +97,7 @@ def make_parts(
 
     basis = IdentityBasis.load(store.path("identity_basis"))
     identities, virtual = Identities(recogniser), VirtualIdentities(key, basis)
-    reenact_options = ReenactOptions(lookahead_s=options.lookahead_s)
-    reenactor = Reenactor(
-        engines, MotionMap(store.path("motion_map")), basis, identities, virtual, reenact_options
-    )
+    reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
     return ChainParts(
         analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close
     )

@@ -23,6 +23,7 @@ _FIT_FRAMES = 6
 # Frames awaited beyond the window, so that the speed of a track is known when the frame at the far end
 # of its reach, where speed matters most, is given back.
 _SETTLE_FRAMES = 3
+_ROUNDING_S = 1e-6  # a frame exactly one window later counts, whatever the last bit of its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Lookahead:
 
     def _release(self) -> AnalysedFrame:
         """Takes the oldest frame out and adds what the later ones tell about it."""
-        item = self._held.popleft()
+        known_until_s = self._held[-1].frame.pts_s
+        item = replace(self._held.popleft(), known_until_s=known_until_s)
         present = {face.track_id for face in item.faces}
         late = [
             Redaction(_to_tuple(box), "late_detection", track_id)
@@ -121,7 +123,8 @@ class Lookahead:
         found: dict[int, list[_Sighting]] = {}
         for n_later, later in enumerate(self._held, 1):
             is_in_reach = (
-                later.frame.pts_s - item.frame.pts_s <= self._window_s or n_later <= self._min_frames
+                later.frame.pts_s - item.frame.pts_s <= self._window_s + _ROUNDING_S
+                or n_later <= self._min_frames
             )
             for face in later.faces:
                 if face.track_id in present or not (is_in_reach or face.track_id in found):

@@ -42,7 +42,6 @@ class ReenactOptions:
         correction: share of the last rendering's pose error that is added to the next request.
         max_correction_deg: most that it adds up to.
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
-        lookahead_s: how far analysis is ahead of this stage at least; what was seen till then tells who it is.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         max_similarity: cosine (SFace) of virtual and real person above which the next candidate is taken.
     """
@@ -53,7 +52,6 @@ class ReenactOptions:
     correction: float = 0.12
     max_correction_deg: float = 10.0
     max_misfit: float = 0.09
-    lookahead_s: float = 0.0
     rehearsals: int = 4
     max_similarity: float = 0.2
     max_candidates: int = 6
@@ -152,7 +150,7 @@ class Reenactor:
         self._o = options or ReenactOptions()
         self._engines: ReenactEngines | None = None
         self._puppet: Puppet | None = None
-        self._cast: dict[int, Person] = {}
+        self._cast: dict[int, Person | None] = {}  # None: nobody suits
         self._roles: dict[int, _Role] = {}
 
     def open(self) -> None:
@@ -176,8 +174,9 @@ class Reenactor:
                 role.filter.reset()
         virtual: list[VirtualFace] = []
         redactions: list[Redaction] = []
+        known_until_s = item.frame.pts_s if item.known_until_s is None else item.known_until_s
         for face in item.faces:
-            found = self._play(face, item.frame.pts_s)
+            found = self._play(face, item.frame.pts_s, known_until_s)
             if isinstance(found, VirtualFace):
                 virtual.append(found)
             else:
@@ -185,13 +184,13 @@ class Reenactor:
                 redactions.append(Redaction((left, top, right, bottom), found, face.track_id))
         return ReenactedFrame(item, tuple(virtual), tuple(redactions))
 
-    def _play(self, face: Face, t_s: float) -> VirtualFace | RedactionReason:
+    def _play(self, face: Face, t_s: float, known_until_s: float) -> VirtualFace | RedactionReason:
         if face.mesh is None:
             return "predicted_only" if face.is_predicted else "no_landmarks"
         yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
         if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
             return "extreme_pose"
-        role = self._role(face.track_id, t_s)
+        role = self._role(face.track_id, known_until_s)
         if role is None:
             return "reenactment_failed"
         wanted = self._wanted(role, face.mesh, t_s)
@@ -241,9 +240,9 @@ class Reenactor:
         error = (wanted - controls_of(mesh))[:2]
         role.correction[:2] = np.clip(role.correction[:2] + gain * error, -limit, limit)
 
-    def _role(self, track_id: int, t_s: float) -> _Role | None:
+    def _role(self, track_id: int, known_until_s: float) -> _Role | None:
         if track_id not in self._roles:
-            number = self._identities.person_of(track_id, until_pts_s=t_s + self._o.lookahead_s)
+            number = self._identities.person_of(track_id, until_pts_s=known_until_s)
             person = None if number is None else self._person(number)
             if person is None:
                 return None
@@ -251,18 +250,19 @@ class Reenactor:
         return self._roles[track_id]
 
     def _person(self, number: int) -> Person | None:
-        """The virtual person for a real one: the first candidate that shows a face unlike the real one."""
+        """The virtual person for a real one, or None; looked for once, since that takes many renderings."""
         if number not in self._cast:
-            embedding = self._identities.embedding_of(number)
-            assert self._puppet is not None
-            for candidate in range(self._o.max_candidates):
-                person = self._puppet.meet(self._virtual.w(embedding, candidate))
-                if person is not None and self._is_unlike(person, embedding):
-                    self._cast[number] = person
-                    break
-            else:
-                return None
+            self._cast[number] = self._find_person(self._identities.embedding_of(number))
         return self._cast[number]
+
+    def _find_person(self, embedding: F32) -> Person | None:
+        """The first candidate that shows a face unlike the real one."""
+        assert self._puppet is not None
+        for candidate in range(self._o.max_candidates):
+            person = self._puppet.meet(self._virtual.w(embedding, candidate))
+            if person is not None and self._is_unlike(person, embedding):
+                return person
+        return None
 
     def _is_unlike(self, person: Person, embedding: F32) -> bool:
         """Whether the virtual person, shown at rest from the front, is not taken for the real one."""
