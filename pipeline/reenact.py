@@ -43,7 +43,9 @@ class ReenactOptions:
         max_correction_deg: most that it adds up to.
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
-        max_similarity: cosine (SFace) of virtual and real person above which the next candidate is taken.
+        wanted_similarity: cosine (SFace) of virtual and real person below which a candidate is taken at once.
+        max_similarity: of the most unlike candidate, taken when none is as unlike as wanted; below SFace's
+            threshold for one person (0.36 at FAR 0.1 %).
     """
 
     max_yaw_deg: float = 40.0
@@ -53,8 +55,9 @@ class ReenactOptions:
     max_correction_deg: float = 10.0
     max_misfit: float = 0.09
     rehearsals: int = 4
-    max_similarity: float = 0.2
-    max_candidates: int = 6
+    wanted_similarity: float = 0.2
+    max_similarity: float = 0.33
+    max_candidates: int = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,23 +253,28 @@ class Reenactor:
         return self._roles[track_id]
 
     def _person(self, number: int) -> Person | None:
-        """The virtual person for a real one, or None; looked for once, since that takes many renderings."""
+        """The virtual person for a real one; None when no candidate is unlike enough."""
         if number not in self._cast:
-            self._cast[number] = self._find_person(self._identities.embedding_of(number))
+            self._cast[number] = self._choose(self._identities.embedding_of(number))
         return self._cast[number]
 
-    def _find_person(self, embedding: F32) -> Person | None:
-        """The first candidate that shows a face unlike the real one."""
+    def _choose(self, embedding: F32) -> Person | None:
+        """The first candidate as unlike the real person as wanted, else the most unlike of all."""
         assert self._puppet is not None
+        chosen, least = None, self._o.max_similarity
         for candidate in range(self._o.max_candidates):
             person = self._puppet.meet(self._virtual.w(embedding, candidate))
-            if person is not None and self._is_unlike(person, embedding):
-                return person
-        return None
+            similarity = 1.0 if person is None else self._similarity(person, embedding)
+            if similarity < least:
+                chosen, least = person, similarity
+            if least < self._o.wanted_similarity:
+                break
+        return chosen
 
-    def _is_unlike(self, person: Person, embedding: F32) -> bool:
-        """Whether the virtual person, shown at rest from the front, is not taken for the real one."""
+    def _similarity(self, person: Person, embedding: F32) -> float:
+        """Cosine of the virtual person, shown at rest from the front, and the real one; 1 where no face is
+        found."""
         assert self._puppet is not None
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
         crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
-        return mesh is not None and float(self._puppet.embed(crop, mesh) @ embedding) < self._o.max_similarity
+        return 1.0 if mesh is None else float(self._puppet.embed(crop, mesh) @ embedding)
