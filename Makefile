@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help app demo models test lint fast clean
+.PHONY: help app demo models test lint fast picture clean
 
 VENV ?= .venv
 DEMO ?= demo
@@ -31,6 +31,7 @@ help:
 	@echo 'make models  fetch and verify the models only'
 	@echo 'make lint    style, types and room boundaries only'
 	@echo 'make fast    the tests that take seconds only'
+	@echo 'make picture the demo, and its contact sheet into docs/'
 	@echo 'make clean   remove the virtual environment and what the demo made (not the models, not keys)'
 
 $(BIN)/python:
@@ -58,6 +59,11 @@ models: $(APP_STAMP)
 
 demo: models
 	@$(BIN)/keyface demo --out '$(DEMO)'
+
+# The README's picture, from the demo's contact sheet: nobody in it is real.
+picture: demo
+	@$(BIN)/python -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").save(sys.argv[2], quality=88)' \
+		'$(DEMO)/contact-sheet.png' docs/contact-sheet.jpg
 
 lint: $(TEST_STAMP)
 	@$(BIN)/ruff check .
