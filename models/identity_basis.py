@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ LIMIT_PERCENTILE = 30.0  # of the scores of samples without the label
 JAW_OPEN, SMILE, BLINK = 25, (44, 45), (9, 10)
 
 Embed = Callable[[npt.NDArray[np.uint8]], F32 | None]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _fit_guard(w: F32, has: npt.NDArray[np.bool_], population: Population) -> Gu
     return Guard(normal.astype(np.float32), step.astype(np.float32), limit, _cross_validated(whitened, has))
 
 
-def _ridge(x: F32, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _ridge(x: Floats, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """(K,) slope of +1 for samples that have it and -1 for others, both sides weighing the same."""
     k = x.shape[1]
     design = np.c_[x, np.ones(len(x))]
@@ -129,7 +131,7 @@ def _ridge(x: F32, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return np.asarray(solved[:k], np.float64)
 
 
-def _cross_validated(x: F32, has: npt.NDArray[np.bool_]) -> float:
+def _cross_validated(x: Floats, has: npt.NDArray[np.bool_]) -> float:
     """Area under the ROC curve of scores that each fifth gets from the other four."""
     fold = np.arange(len(x)) % 5
     score = np.zeros(len(x))

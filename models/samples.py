@@ -120,11 +120,15 @@ def make_samples(
         if present < wanted:
             if time.monotonic() - start >= seconds:
                 break
-            _make_shard(path, ordered, mapping, synthesis, mean_w, lambda n, at=done: on_sample(at + n))
+            _make_shard(path, ordered, mapping, synthesis, mean_w, _counting_from(done, on_sample))
             present = wanted
         done += present
         on_sample(done)
     return done
+
+
+def _counting_from(n_before: int, on_sample: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda n: on_sample(n_before + n)
 
 
 def _make_shard(

@@ -21,6 +21,8 @@ from keyface.models.generator import Head256, Trunk, onnx_initialisers
 
 log = logging.getLogger(__name__)
 
+N_HELD_OUT = 32
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -98,7 +100,7 @@ def train_head(
     run_head = torch.compile(head) if config.is_compiled else head
     start, rng = time.monotonic(), np.random.default_rng([config.seed, step])
     while step < config.steps and time.monotonic() - start < config.seconds:
-        picks = rng.choice(len(w_plus) - 32, config.batch, replace=False)
+        picks = rng.choice(len(w_plus) - N_HELD_OUT, config.batch, replace=False)
         w = torch.from_numpy(w_plus[picks])
         target = torch.from_numpy(targets[picks]).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
@@ -113,11 +115,17 @@ def train_head(
         optimiser.step()
         step += 1
         if step % 100 == 0:
-            log.info("head step %d loss %.4f", step, float(loss))
-            state = {"head": head.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-            torch.save(state, checkpoint)
+            log.info("head step %d loss %.4f", step, float(loss.detach()))
+            _save_state(head, optimiser, step, checkpoint)
+    _save_state(head, optimiser, step, checkpoint)
     save_file({k: v.half() for k, v in head.tensors().items()}, str(out))
-    return evaluate_head(trunk, head, w_plus[-32:], targets[-32:])
+    return evaluate_head(trunk, head, w_plus[-N_HELD_OUT:], targets[-N_HELD_OUT:])
+
+
+def _save_state(head: Head256, optimiser: torch.optim.Adam, step: int, checkpoint: Path) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    torch.save({"head": head.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, partial)
+    partial.replace(checkpoint)
 
 
 def evaluate_head(trunk: Trunk, head: Head256, w_plus: np.ndarray, targets: np.ndarray) -> float:

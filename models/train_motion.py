@@ -109,7 +109,8 @@ def linear_directions(w: np.ndarray, controls: np.ndarray, ridge: float = 30.0) 
 def trait_axes(w: np.ndarray) -> np.ndarray:
     """(32, 512): the first principal axes of w, each over its deviation."""
     _, s, vt = np.linalg.svd(w - w.mean(0), full_matrices=False)
-    return (vt[:N_TRAITS] / (s[:N_TRAITS, None] / np.sqrt(len(w)))).astype(np.float32)
+    axes: np.ndarray = (vt[:N_TRAITS] / (s[:N_TRAITS, None] / np.sqrt(len(w)))).astype(np.float32)
+    return axes
 
 
 def motion_loss(

@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "make a clip of a generated person and anonymise it",
     "bench": "measure the speed on this machine",
     "evaluate": "measure an anonymised clip against its original",
+    "train": "make the weights that keyface carries (for developers)",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -1,0 +1,347 @@
+"""`keyface train`: makes the weights that this package carries (for developers; see docs/training.md)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keyface.configs.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from keyface.engines.engine import Engine
+    from keyface.engines.store import ModelStore
+    from keyface.models.face_measure import FaceMeasure
+    from keyface.models.population import F32, Mapping
+    from keyface.pipeline.landmarks import LiteRtLandmarker
+
+SAMPLES, CONTROLS = Path("runs/samples"), Path("runs/controls.npy")
+HEAD_STEPS, MOTION_STEPS = 1800, 3000
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `train` and its steps to the sub-commands."""
+    parser = subparsers.add_parser(
+        "train",
+        help="make the weights that keyface carries",
+        description="Makes the weights of models/weights, step by step. Every step can be stopped and goes on "
+        "from where it was when it is run again. docs/training.md tells the order.",
+    )
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    samples = steps.add_parser("samples", help="pictures of seeded generated people, for head and motion")
+    samples.add_argument("--out", type=Path, default=SAMPLES, metavar="DIR", help=f"default: {SAMPLES}")
+    samples.add_argument("--count", type=int, default=900, metavar="N", help="default: 900")
+    samples.add_argument("--seed", type=int, default=7, help="labels fit seed 7 only (default: 7)")
+
+    head = steps.add_parser("head", help="the generator's 256 px head (needs PyTorch)")
+    _add_inputs(head, "head256", controls=False)
+    _add_schedule(head, HEAD_STEPS)
+
+    controls = steps.add_parser("controls", help="pose and expression, as numbers, of photos and clips")
+    controls.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photos and clips"
+    )
+    controls.add_argument("--out", type=Path, default=CONTROLS, metavar="NPY", help=f"default: {CONTROLS}")
+
+    motion = steps.add_parser("motion", help="the map from pose and expression to W+ (needs PyTorch)")
+    _add_inputs(motion, "motion", controls=True)
+    motion.add_argument("--head", type=Path, metavar="FILE", help="a head of yours (default: keyface's own)")
+    motion.add_argument("--people", type=int, default=3, metavar="N", help="a step (default: 3)")
+    _add_schedule(motion, MOTION_STEPS)
+
+    identity = steps.add_parser("identity", help="the statistics that virtual identities are made from")
+    _add_inputs(identity, "identity", controls=True)
+    identity.add_argument("--labels", type=Path, metavar="TOML", help="default: models/labels/guards.toml")
+    for step in (samples, head, controls, motion, identity):
+        _add_common(step)
+
+
+def _add_inputs(parser: argparse.ArgumentParser, name: str, *, controls: bool) -> None:
+    out = Path("runs") / f"{name}.safetensors"
+    parser.add_argument("--samples", type=Path, default=SAMPLES, metavar="DIR", help=f"default: {SAMPLES}")
+    if controls:
+        parser.add_argument(
+            "--controls", type=Path, default=CONTROLS, metavar="NPY", help=f"default: {CONTROLS}"
+        )
+    parser.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"default: {out}")
+
+
+def _add_schedule(parser: argparse.ArgumentParser, steps: int) -> None:
+    parser.add_argument("--steps", type=int, default=steps, metavar="N", help=f"in all (default: {steps})")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--no-compile", action="store_true", help="float32 without a C++ compiler; slower")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), metavar="S", help="stop after S seconds"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one step and prints what it made."""
+    _check(args)
+    start = time.monotonic()
+    steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "samples": _samples, "head": _head, "controls": _controls, "motion": _motion, "identity": _identity,
+    }  # fmt: skip
+    with _log_lines(is_quiet=args.quiet):
+        summary = {"step": args.step, "out": str(args.out), **steps[args.step](args)}
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in summary.items() if name != "step"))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("count", "steps", "people", "threads"):
+        if getattr(args, name, 1) < 1:
+            raise UsageError(f"--{name}: got {getattr(args, name)}, want 1 or more.")
+    if not args.seconds > 0:
+        raise UsageError(f"--seconds: got {args.seconds:g}, want more than 0.")
+    if args.step in {"head", "motion"} and importlib.util.find_spec("torch") is None:
+        raise EngineError(
+            f"'keyface train {args.step}' needs PyTorch, which is not installed.",
+            "Install it: pip install 'keyface[train]'",
+        )
+
+
+def _samples(args: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from keyface.models import population
+    from keyface.models.samples import make_samples
+
+    store = _models(args, "mapping", "synthesis_1024")
+    with _network(store, "synthesis_1024", args) as engine, _mapping(store, args) as mapping:
+        mean = population.load_or_measure(args.out, mapping).mean
+        with tqdm(desc="samples", total=args.count, unit="sample", disable=args.quiet) as bar:
+            done = make_samples(
+                args.out, mapping, lambda w: engine.run({"w_plus": w})["image"], mean,
+                count=args.count, seed=args.seed, seconds=args.seconds,
+                on_sample=lambda n: _advance(bar, n),
+            )  # fmt: skip
+    return {"samples": done, "wanted": args.count}
+
+
+def _head(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from keyface.models.checkpoint import steps_done
+    from keyface.models.samples import load_samples
+    from keyface.models.train_head import N_HELD_OUT, HeadConfig, train_head
+
+    samples = load_samples(args.samples)
+    if len(samples.images) < N_HELD_OUT + HeadConfig.batch:
+        raise UsageError(
+            f"There are {len(samples.images)} samples, want {N_HELD_OUT + HeadConfig.batch} or more.",
+            f"Make more: keyface train samples --out {args.samples}",
+        )
+    store = _models(args, "synthesis_1024")
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    config = HeadConfig(
+        seconds=args.seconds, steps=args.steps, seed=args.seed, is_compiled=_may_compile(args)
+    )
+    quality = train_head(store.path("synthesis_1024"), samples.w_plus, samples.images, args.out, config)
+    return {"steps": steps_done(args.out), "psnr_db": round(quality, 2)}
+
+
+def _controls(args: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from keyface.pipeline.detect import YuNetDetector
+    from keyface.tools.train_controls import ControlReader, list_sources, read_controls
+
+    sources = list_sources(args.data)
+    store = _models(args, "yunet_dynamic", "face_mesh", "face_blendshapes")
+    with (
+        _network(store, "yunet_dynamic", args) as engine,
+        _landmarker(store) as landmarker,
+        tqdm(desc="files", total=len(sources), unit="file", disable=args.quiet) as bar,
+    ):
+        done, rows = read_controls(
+            sources, args.out, ControlReader(YuNetDetector(engine), landmarker),
+            seconds=args.seconds, on_file=lambda n, _: _advance(bar, n),
+            on_unreadable=lambda error: bar.write(f"left out: {error}", file=sys.stderr),
+        )  # fmt: skip
+    return {"files": done, "wanted": len(sources), "rows": rows}
+
+
+def _motion(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from keyface.models import motion_data, population
+    from keyface.models.checkpoint import steps_done
+    from keyface.models.generator import Generator256
+    from keyface.models.samples import load_samples
+    from keyface.models.train_motion import MotionConfig, train_motion
+    from keyface.tools.train_controls import load_controls
+
+    wanted = motion_data.wanted_controls(load_controls(args.controls))
+    samples = load_samples(args.samples)
+    store = _models(
+        args, "synthesis_1024", "mapping", "face_mesh", "face_blendshapes", "mobilefacenet", "head256"
+    )
+    torch.set_num_threads(args.threads)
+    measure = _face_measure(store)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    config = MotionConfig(
+        people=args.people, seconds=args.seconds, steps=args.steps, seed=args.seed,
+        is_compiled=_may_compile(args),
+    )  # fmt: skip
+    with _mapping(store, args) as mapping:
+        people = population.load_or_measure(args.samples, mapping)
+        measures = motion_data.load_or_measure(args.samples, samples, measure)
+        generator = Generator256.load(store.path("synthesis_1024"), args.head or store.path("head256"))
+        train_motion(
+            generator, measure, lambda n, rng: people.draw(n, rng, mapping), wanted,
+            motion_data.initial_map(people, measures), args.out, config,
+        )  # fmt: skip
+    return {"steps": steps_done(args.out), "wanted": args.steps}
+
+
+def _identity(args: argparse.Namespace) -> dict[str, Any]:
+    from keyface.models import identity_basis, population
+    from keyface.models.samples import load_samples
+    from keyface.tools.train_controls import load_controls
+
+    labels = identity_basis.load_labels(
+        args.labels or Path(str(files("keyface.models"))) / "labels/guards.toml"
+    )
+    rows = load_controls(args.controls)
+    samples = load_samples(args.samples)
+    store = _models(args, "mapping", "face_mesh", "face_blendshapes", "sface_fast")
+    with _mapping(store, args) as mapping:
+        people = population.load_or_measure(args.samples, mapping)
+    guards = identity_basis.fit_guards(samples, labels, people)
+    with _embedder(store, args) as embed:
+        embedding = identity_basis.mean_embedding(samples, embed)
+    identity_basis.save_identity_basis(
+        args.out,
+        embedding=embedding,
+        resting=identity_basis.resting_expression(rows),
+        population=people,
+        guards=guards,
+    )
+    return {f"auc_{name}": round(guard.auc, 3) for name, guard in guards.items()}
+
+
+def _models(args: argparse.Namespace, *names: str) -> ModelStore:
+    from keyface.engines.store import ModelStore
+    from keyface.tools.pull_bars import PullBars
+
+    store = ModelStore()
+    with PullBars(is_quiet=args.quiet) as bars:
+        store.ensure(names, bars)
+    return store
+
+
+def _network(store: ModelStore, name: str, args: argparse.Namespace) -> Engine:
+    """On ONNX Runtime in float32 whatever is installed, so that every machine makes the same numbers."""
+    from keyface.engines.open import open_engine
+
+    return open_engine(
+        store.path(name), name=name, backend="onnxruntime", precision="f32", threads=args.threads
+    )
+
+
+@contextmanager
+def _mapping(store: ModelStore, args: argparse.Namespace) -> Iterator[Mapping]:
+    with _network(store, "mapping", args) as engine:
+        yield lambda z: engine.run({"z": z})["w"]
+
+
+@contextmanager
+def _landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
+    from keyface.engines.open import open_engine
+    from keyface.pipeline.landmarks import LiteRtLandmarker
+
+    mesh, shapes = (open_engine(store.path(n), name=n, threads=1) for n in ("face_mesh", "face_blendshapes"))
+    landmarker = LiteRtLandmarker(mesh, shapes)
+    try:
+        yield landmarker
+    finally:
+        landmarker.close()
+
+
+@contextmanager
+def _embedder(store: ModelStore, args: argparse.Namespace) -> Iterator[Callable[[Any], F32 | None]]:
+    """Embeds faces of FFHQ-aligned pictures, uint8 (256, 256, 3)."""
+    import numpy as np
+
+    from keyface.pipeline.geometry import points_5_from_mesh
+    from keyface.pipeline.recognise import Recogniser
+
+    box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256  # where FFHQ's alignment puts the face
+    with ExitStack() as stack:
+        landmarker = stack.enter_context(_landmarker(store))
+        recogniser = Recogniser(_network(store, "sface_fast", args))
+        stack.callback(recogniser.close)
+
+        def embed(image_rgb: Any) -> F32 | None:
+            mesh = landmarker.detect(image_rgb, box_xyxy=box)
+            return None if mesh is None else recogniser.embed(image_rgb, points_5_from_mesh(mesh.points_xyz))
+
+        yield embed
+
+
+def _face_measure(store: ModelStore) -> FaceMeasure:
+    import numpy as np
+
+    from keyface.models.face_measure import FaceMeasure
+    from keyface.pipeline import canonical_face as canonical
+
+    rigid = canonical.RIGID_INDEX
+    return FaceMeasure(
+        store.path("face_mesh"),
+        store.path("face_blendshapes"),
+        {"mobilefacenet": store.path("mobilefacenet")},
+        np.column_stack([rigid, canonical.RIGID_WEIGHT, canonical.CANONICAL_XYZ[rigid]]),
+    )
+
+
+def _may_compile(args: argparse.Namespace) -> bool:
+    """Fused kernels need a C++ compiler; without one, says so and goes on more slowly."""
+    if args.no_compile:
+        return False
+    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return True
+    logging.getLogger("keyface").warning("no C++ compiler found: training in float32 without fused kernels")
+    return False
+
+
+def _advance(bar: Any, n: int) -> None:
+    bar.update(n - bar.n)
+
+
+@contextmanager
+def _log_lines(*, is_quiet: bool) -> Iterator[None]:
+    """What the training code logs, as lines on standard error."""
+    logger, handler = logging.getLogger("keyface"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.ERROR if is_quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
