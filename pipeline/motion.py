@@ -7,7 +7,7 @@ with c_0 the controls measured on G(w). The map is trained by `keyface train mot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +92,8 @@ class OneEuro:
         """Forgets the past, as after a cut."""
         self._x = None
 
-    def __call__(self, x: F32, t_s: float) -> F32:
-        """Filtered vector; t_s must rise, else the value is taken as it is."""
+    def __call__(self, x: F32, t_s: float, *, unit: float = 1.0) -> F32:
+        """Filtered vector; t_s must rise, else the value is taken as it is. Speeds are measured in `unit`s."""
         dt = t_s - self._t_s
         self._t_s = t_s
         if self._x is None or self._dx is None or dt <= 0 or dt > 0.5:
@@ -101,13 +101,32 @@ class OneEuro:
             return self._x
         slope = (x - self._x) / dt
         self._dx = self._dx + _alpha(self._o.d_cutoff_hz, dt) * (slope - self._dx)
-        cutoff: F32 = np.asarray(self._o.min_cutoff_hz + self._o.beta * np.abs(self._dx), np.float32)
+        cutoff: F32 = np.asarray(self._o.min_cutoff_hz + self._o.beta / unit * np.abs(self._dx), np.float32)
         self._x = (self._x + _alpha(cutoff, dt) * (x - self._x)).astype(np.float32)
         return self._x
 
 
 def _alpha(cutoff_hz: F32 | float, dt_s: float) -> F32:
     return np.asarray(1.0 / (1.0 + 1.0 / (2 * np.pi * np.asarray(cutoff_hz) * dt_s)), np.float32)
+
+
+class SteadyMesh:
+    """One-Euro on the landmarks of one face, as MediaPipe smooths its own in video: per coordinate, with speeds
+    measured in face widths a second, so that it acts alike on near and far faces."""
+
+    def __init__(self) -> None:
+        self._filter = OneEuro(OneEuroOptions(min_cutoff_hz=0.05, beta=80.0, d_cutoff_hz=1.0))
+
+    def reset(self) -> None:
+        """Forgets the past, as after a cut."""
+        self._filter.reset()
+
+    def __call__(self, mesh: FaceMesh, t_s: float) -> FaceMesh:
+        """The same mesh with steadied points; pose and blendshapes are left as they are."""
+        width = float(np.sqrt(np.prod(np.ptp(mesh.points_xy, axis=0))))
+        if not np.isfinite(width) or width < 1.0:
+            return mesh
+        return replace(mesh, points_xyz=self._filter(mesh.points_xyz, t_s, unit=width))
 
 
 # Blendshapes whose resting value depends on the shape of a face, and how far a person's may lie from the norm.

@@ -23,7 +23,15 @@ from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap, OneEuro, RestingFace, controls_of, transfer
+from keyface.pipeline.motion import (
+    POSE_SCALE_DEG,
+    MotionMap,
+    OneEuro,
+    RestingFace,
+    SteadyMesh,
+    controls_of,
+    transfer,
+)
 from keyface.pipeline.place import fit_frame_from_crop, misfit
 from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
@@ -124,10 +132,17 @@ class _Role:
     def __init__(self, person: Person, resting: F32) -> None:
         self.person = person
         self.filter = OneEuro()
+        self.steady_driver = SteadyMesh()
+        self.steady_virtual = SteadyMesh()
         self.rest = RestingFace(resting)
         self.correction = np.zeros(54, np.float32)
         self.mesh: FaceMesh | None = person.own_mesh
         self.is_new = True
+
+    def forget_motion(self) -> None:
+        """After a cut: the next frame has nothing to do with the last."""
+        for part in (self.filter, self.steady_driver, self.steady_virtual):
+            part.reset()
 
 
 class Reenactor:
@@ -174,7 +189,7 @@ class Reenactor:
         """A virtual face for each face that can have one; a redaction, with the reason, for each other."""
         if item.is_cut:
             for role in self._roles.values():
-                role.filter.reset()
+                role.forget_motion()
         virtual: list[VirtualFace] = []
         redactions: list[Redaction] = []
         known_until_s = item.frame.pts_s if item.known_until_s is None else item.known_until_s
@@ -207,10 +222,11 @@ class Reenactor:
             role.correction[:] = 0
             return "reenactment_failed"
         self._learn(role, wanted, mesh, self._o.correction)
-        frame_from_crop = fit_frame_from_crop(mesh.points_xyz, face.mesh.points_xyz)
+        steady, driver = role.steady_virtual(mesh, t_s), role.steady_driver(face.mesh, t_s)
+        frame_from_crop = fit_frame_from_crop(steady.points_xyz, driver.points_xyz)
         if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
             return "implausible"
-        return VirtualFace(face.track_id, crop, mesh, frame_from_crop)
+        return VirtualFace(face.track_id, crop, steady, frame_from_crop)
 
     def _wanted(self, role: _Role, mesh: FaceMesh, t_s: float) -> F32:
         """(54,) controls that the virtual person is to show."""
