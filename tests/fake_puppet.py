@@ -1,0 +1,153 @@
+"""A stand-in for generator, landmarker, recogniser and motion map, for tests of reenactment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from keyface.engines.engine import TensorSpec
+from keyface.engines.fake import FakeEngine
+from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
+from keyface.pipeline.reenact import ReenactEngines
+
+SIDE = 64
+REST = np.full(52, 0.1, np.float32)
+JAW = BLENDSHAPE_NAMES.index("jawOpen")
+
+
+@dataclass
+class World:
+    """The stand-ins: a generator that shows what it is asked for, but for faults that a test sets.
+
+    Attributes:
+        gain, bias_deg: rendered yaw and pitch are gain * asked + bias.
+        blind: calls of the landmarker, by number since the last `forget`, that find nothing.
+        similarity: of each candidate to the real person.
+        faceless: candidates whose plain rendering shows no face.
+        bend: multiplies the height of the rendered face.
+        asked: controls (54,) of each rendering, None for a person as he is.
+    """
+
+    mesh: FaceMesh
+    gain: float = 1.0
+    bias_deg: tuple[float, float] = (0.0, 0.0)
+    blind: Callable[[int], bool] = lambda _: False
+    similarity: tuple[float, ...] = (0.0,) * 12
+    faceless: tuple[int, ...] = ()
+    bend: float = 1.0
+    image: float = 0.0
+    asked: list[np.ndarray | None] = field(default_factory=list)
+    candidates: list[int] = field(default_factory=list)
+    hints: list[bool] = field(default_factory=list)
+    known: dict[int, int | None] = field(default_factory=lambda: {0: 0, 1: 1, 2: 0})
+    asked_until: list[float] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    n_opened: int = 0
+
+    def generator(self) -> FakeEngine:
+        def render(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+            w_plus = inputs["w_plus"][0]
+            self.candidates.append(round(float(w_plus[22, 0])))
+            self.asked.append(None if np.array_equal(w_plus[0], w_plus[22]) else w_plus[0, :54].copy())
+            return {"image": np.full((1, 3, SIDE, SIDE), self.image, np.float32)}
+
+        return FakeEngine(
+            (TensorSpec("w_plus", "float32", (1, 23, 512)),),
+            (TensorSpec("image", "float32", (1, 3, SIDE, SIDE)),),
+            render,
+        )
+
+    def open_engines(self) -> ReenactEngines:
+        self.n_opened += 1
+        return ReenactEngines(self.generator(), Eyes(self), Likeness(self))  # type: ignore[arg-type]
+
+    def forget(self) -> None:
+        self.asked.clear()
+        self.candidates.clear()
+        self.hints.clear()
+
+    @property
+    def has_met_nobody(self) -> bool:
+        """No person was rendered as he is since the last `forget`."""
+        return all(controls is not None for controls in self.asked)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(54,) of the last rendering with controls."""
+        return next(controls for controls in reversed(self.asked) if controls is not None)
+
+
+class Eyes:
+    """The landmarker."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def detect(
+        self, image_rgb: np.ndarray, *, points_5: Any = None, box_xyxy: Any = None, previous: Any = None
+    ) -> FaceMesh | None:
+        world = self.world
+        assert (box_xyxy is None) != (previous is None) and image_rgb.shape == (SIDE, SIDE, 3)
+        world.hints.append(previous is not None)
+        asked = world.asked[-1]
+        is_faceless = asked is None and world.candidates[-1] in world.faceless
+        if is_faceless or world.blind(len(world.hints) - 1):
+            return None
+        controls = np.concatenate([np.zeros(2), REST]) if asked is None else asked
+        pose = np.array([*(world.gain * 30 * controls[:2] + world.bias_deg), 0.0], np.float32)
+        points = world.mesh.points_xyz * np.array([1, world.bend, 1], np.float32)
+        return FaceMesh(points, controls[2:].astype(np.float32), pose, 0.9)
+
+    def close(self) -> None:
+        self.world.closed.append("landmarker")
+
+
+class Likeness:
+    """The recogniser: candidate k is as similar to the real person e_0 as the world says."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def embed(self, image_rgb: np.ndarray, points_5: np.ndarray) -> np.ndarray:
+        cosine = self.world.similarity[self.world.candidates[-1]]
+        out = np.zeros(128, np.float32)
+        out[:2] = cosine, np.sqrt(1 - cosine**2)
+        return out
+
+    def close(self) -> None:
+        self.world.closed.append("recogniser")
+
+
+class Script:
+    """The motion map: writes the controls where the stand-in generator reads them."""
+
+    def coefficients(self, w: np.ndarray, controls: np.ndarray) -> np.ndarray:
+        return np.zeros(96, np.float32)
+
+    def w_plus(self, w: np.ndarray, wanted: np.ndarray, own_coefficients: np.ndarray) -> np.ndarray:
+        out = np.repeat(w[None], 23, axis=0)
+        out[0, :54] = wanted
+        return out
+
+
+class People:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def person_of(self, track_id: int, *, until_pts_s: float) -> int | None:
+        self.world.asked_until.append(until_pts_s)
+        return self.world.known.get(track_id)
+
+    def embedding_of(self, person: int) -> np.ndarray:
+        return np.eye(128, dtype=np.float32)[0]
+
+    def w(self, embedding: np.ndarray, candidate: int) -> np.ndarray:
+        return np.full(512, candidate, np.float32)
+
+
+@dataclass
+class Basis:
+    resting: np.ndarray = field(default_factory=lambda: REST)
