@@ -21,17 +21,23 @@ from keyface.configs.errors import ModelStoreError
 F32 = npt.NDArray[np.float32]
 N_BLOCKS = 7
 N_STYLES = 2 + 3 * N_BLOCKS  # first conv, (up, conv1, conv2) a block, RGB
+N_MAPPING_LAYERS = 8
+_WAY_OUT = "Pull the models again: keyface models pull --force."
 
 
 def read_constants(xml_path: Path, bin_path: Path) -> list[tuple[str, F32]]:
     """All float32 constants in graph order as (layer name, array).
 
     Raises:
-        ModelStoreError: the XML refers to bytes that the .bin does not have.
+        ModelStoreError: the XML refers to bytes that the .bin does not have, or is no XML.
     """
     blob = bin_path.read_bytes()
     found: list[tuple[str, F32]] = []
-    for layer in ET.parse(xml_path).getroot().iterfind("layers/layer"):
+    try:
+        root = ET.parse(xml_path).getroot()
+    except ET.ParseError as error:
+        raise ModelStoreError(f"{xml_path.name} is no XML: {error}.", _WAY_OUT) from error
+    for layer in root.iterfind("layers/layer"):
         data = layer.find("data")
         if layer.get("type") != "Const" or data is None or data.get("element_type") != "f32":
             continue
@@ -41,7 +47,7 @@ def read_constants(xml_path: Path, bin_path: Path) -> list[tuple[str, F32]]:
             raise ModelStoreError(
                 f"{bin_path.name}: layer {layer.get('name')!r} wants bytes {offset}..{offset + size} "
                 f"for shape {shape}, the file has {len(blob)}.",
-                "Pull the models again: keyface models pull --force.",
+                _WAY_OUT,
             )
         array = np.frombuffer(blob, "<f4", size // 4, offset).reshape(shape).astype(np.float32)
         found.append((layer.get("name") or "", array))
@@ -122,18 +128,27 @@ def _check(weights: Mapping[str, F32], xml_path: Path) -> None:
     if missing:
         raise ModelStoreError(
             f"{xml_path.name}: not the expected generator, {missing[0]!r} and {len(missing) - 1} others are missing.",
-            "Pull the models again: keyface models pull --force.",
+            _WAY_OUT,
         )
 
 
 def mapping_layers(xml_path: Path, bin_path: Path) -> list[tuple[F32, F32, float]]:
     """The mapping network's eight layers as (weight (out, in), bias (out,), gain):
-    x -> gain * lrelu_0.2(W x + b), after z is normalised to unit mean square."""
+    x -> gain * lrelu_0.2(W x + b), after z is normalised to unit mean square.
+
+    Raises:
+        ModelStoreError: the files hold another network.
+    """
     consts = read_constants(xml_path, bin_path)
     layers: list[tuple[F32, F32, float]] = []
     for i, (_, array) in enumerate(consts):
         if array.ndim == 2 and array.shape == (512, 512):
             bias = consts[i + 1][1].reshape(512)
-            gain = float(next(a for _, a in consts[i + 3 :] if a.size == 1).reshape(()))
+            gain = next((float(a.reshape(())) for _, a in consts[i + 3 :] if a.size == 1), float("nan"))
             layers.append((array, bias, gain))
+    if len(layers) != N_MAPPING_LAYERS or not all(math.isfinite(gain) for _, _, gain in layers):
+        raise ModelStoreError(
+            f"{xml_path.name}: not the expected mapping network, {len(layers)} of {N_MAPPING_LAYERS} layers.",
+            _WAY_OUT,
+        )
     return layers
