@@ -41,7 +41,7 @@ $(BIN)/python:
 
 $(APP_STAMP): | $(BIN)/python
 	@echo '== installing keyface into $(VENV)'
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[openvino]'
 	@rm -f $(VENV)/.keyface-app-*
 	@touch '$@'
 

@@ -42,8 +42,8 @@ class MotionConfig:
     lr: float = 1e-3
     seconds: float = 3600.0
     steps: int = 3000
-    identity_weight: float = 2.0
-    norm_weight: float = 0.02
+    identity_weight: float = 3.5
+    norm_weight: float = 0.01
     seed: int = 0
     is_compiled: bool = True
 
@@ -119,7 +119,7 @@ def motion_loss(
     """Terms of the loss; rows 2i and 2i+1 are the same person, whose embedding at rest is `at_rest` (N/2, D)."""
     weight = torch.ones(52)
     weight[0] = 0.0
-    weight[list(EMPHASISED)] = 4.0
+    weight[list(EMPHASISED)] = 7.0
     shapes = F.smooth_l1_loss(m.blendshapes / 0.1, wanted[:, 2:] / 0.1, reduction="none")
     pose = F.smooth_l1_loss(m.pose / 3.0, wanted[:, :2] * (POSE_SCALE_DEG / 3.0))
     assert m.embedding is not None

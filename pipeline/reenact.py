@@ -179,7 +179,7 @@ class Reenactor:
         self._roles.clear()
 
     def close(self) -> None:
-        """Closes the engines. The cast stays, so that a person keeps the face in the next clip of this run."""
+        """Closes the engines. Opened again, the same people keep their virtual faces."""
         engines, self._engines, self._puppet = self._engines, None, None
         if engines is not None:
             for part in (engines.generator, engines.landmarker, engines.recogniser):
