@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from keyface.pipeline.blend import Bend, bend_between, blend_into, crop_map, resample
 from keyface.pipeline.colour import FIT_SIDE, LightFilter, fit_light, relight
 from keyface.pipeline.face import F32, VirtualFace
 from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason
 from keyface.pipeline.geometry import apply_affine, compose_affine, similarity_scale
-from keyface.pipeline.hairline import Hairline, above_eyes, face_coordinates_of, skin_level
-from keyface.pipeline.mask import OutlineFilter, Region, core_polygons, face_mask, region_of
+from keyface.pipeline.hairline import (
+    THICK,
+    Hairline,
+    HairZones,
+    above_eyes,
+    face_coordinates_of,
+    paint_skin,
+    sides,
+    skin_level,
+    temples,
+)
+from keyface.pipeline.mask import OutlineFilter, Region, core_polygons, face_mask, fill, forehead_of, region_of
 from keyface.pipeline.occlude import OccluderModel
 from keyface.pipeline.place import LEFT_EYE, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
@@ -73,7 +85,8 @@ class FaceCompositor:
         crop_rgb, frame_from_crop, virtual_xy = _at_frame_scale(virtual)
         bend = bend_between(outline, virtual_xy, frame_from_crop)
         core_xy = core_polygons(driver_xy, bend.width_px)
-        mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px)
+        forehead = forehead_of(region, driver_xy)
+        mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px, forehead)
         _check_cover(region, mask, cover_xy, bend.width_px)
         grid = crop_map(region, bend, frame_from_crop)
         carried_xy = apply_affine(frame_from_crop, virtual_xy)
@@ -119,18 +132,22 @@ class FaceCompositor:
         if light is None:
             return crop_rgb, mask
         lit = light.apply(virtual, uv)
-        hair = np.zeros_like(mask)
+        hair, paint = np.zeros_like(mask), None
         skin_log = skin_level(cv2.cvtColor(own, cv2.COLOR_RGB2GRAY).astype(np.float32), skin, uv)
         if skin_log is not None:
-            high = above_eyes(place.region.frame_grid(side), place.driver_xy)
-            allowed = np.asarray(cv2.resize(high, mask.shape[::-1]), np.float32) * (1 - core)
-            hair = self._hairline.uncovered(small, lit, skin_log, allowed, mask, dt_s)
+            allowed, zones = _hair_zones(place, mask, core)
+            hair = self._hairline.uncovered(small, lit, skin_log, allowed, mask, dt_s, zones)
+            paint = _paint(self._hairline.virtual_hair, lit, face, skin * (1 - zones.virtual_features))
+        if paint is not None:
+            lit += paint[..., 3:] * (paint[..., :3] - lit)
         distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
-        return relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _eyes(place)), mask * (
-            1 - hair
-        )
+        crop_rgb = relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _eyes(place))
+        if paint is not None:
+            paint[..., :3] += seam
+            crop_rgb = _painted(crop_rgb, _on_crop(paint, place, crop_rgb))
+        return crop_rgb, mask * (1 - hair)
 
     def _match_texture(self, frame: Frame, crop_rgb: ImageRgb, place: _Place, dt_s: float) -> ImageRgb:
         if self._texture.is_due():
@@ -191,6 +208,44 @@ def _face_coordinates(outline_xy: F32) -> F32:
     low, high = outline_xy.min(0), outline_xy.max(0)
     centre, half = (low + high) / 2, max(face_width(outline_xy) / 2, 1.0)
     return np.array([[1 / half, 0, -centre[0] / half], [0, 1 / half, -centre[1] / half]], np.float32)
+
+
+def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
+    """Where hair may be, and which kinds of it where; see `Hairline.uncovered`."""
+    region, size_wh = place.region, mask.shape[::-1]
+    side = (FIT_SIDE, FIT_SIDE)
+    grid, reach_px = region.frame_grid(side), 0.06 * place.bend.width_px * region.scale
+    high = above_eyes(grid, place.driver_xy)
+    planes = np.dstack([high, high * temples(grid, place.driver_xy), sides(grid, place.driver_xy)])
+    high, tails, low = cv2.split(cv2.resize(planes, size_wh))
+    low *= np.clip((0.97 - cv2.GaussianBlur(mask, (0, 0), reach_px)) * 4, 0, 1) * (1 - core)
+    near = np.minimum(_wide(core, reach_px), 1)
+    polygons = core_polygons(place.carried_xy, place.bend.width_px)[:3]
+    eyes = [cv2.convexHull(place.carried_xy[eye])[:, 0] for eye in (RIGHT_EYE, LEFT_EYE)]
+    open_to_hair = np.maximum(high, low) * (1 - _wide(fill(region, eyes), reach_px))
+    virtual = cv2.resize(np.dstack([fill(region, polygons) * np.float32(1 / 255), open_to_hair]), side)
+    thick_px = THICK * place.bend.width_px * region.scale
+    zones = HairZones(near, tails, forehead_of(region, place.driver_xy), low, virtual[..., 0], virtual[..., 1], thick_px)
+    return np.asarray(high * (1 - core), np.float32), zones
+
+
+def _wide(shape: npt.NDArray[Any], by_px: float) -> F32:
+    """A shape of the work grid, grown, as shares of its type's full scale."""
+    grown = cv2.dilate(shape, np.ones((2 * round(by_px) + 1,) * 2, np.uint8))
+    return np.asarray(grown * np.float32(1 / 255) if grown.dtype == np.uint8 else grown, np.float32)
+
+
+def _paint(hair: F32 | None, lit: F32, face: F32, skin: F32) -> F32 | None:
+    """(n, n, 4): skin to paint, and how much of it, where the virtual person's hair lies over the face."""
+    if hair is None or float((hair * face).max()) < 0.1:
+        return None
+    return np.dstack([paint_skin(lit, hair, skin), hair]).astype(np.float32)
+
+
+def _painted(crop_rgb: ImageRgb, paint: F32) -> ImageRgb:
+    skin = cv2.convertScaleAbs(np.ascontiguousarray(paint[..., :3]))
+    share = np.ascontiguousarray(paint[..., 3]).clip(0, 1)
+    return np.asarray(cv2.blendLinear(crop_rgb, skin, 1 - share, share), np.uint8)
 
 
 def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:

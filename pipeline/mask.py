@@ -24,6 +24,7 @@ WORK_SIDE = 160
 FEATHER = 0.022  # sigma of the edge, in face widths
 _LOW, _HIGH = 0.62, 0.96  # share of the blurred hull where the mask starts and is full
 CORE_GROW = 0.035  # the features' hulls grow by this many face widths before they are held opaque
+_FOREHEAD_FEATHER = 3.0  # times the feather, where skin meets skin
 _SHIFT = 4  # fractional bits of cv2's polygon coordinates
 
 
@@ -88,10 +89,12 @@ def fill(region: Region, polygons_xy: list[npt.NDArray[Any]]) -> npt.NDArray[np.
 
 
 def core_polygons(driver_xy: npt.NDArray[Any], width_px: float) -> list[F32]:
-    """Hulls that must be covered: brows with eyes, nose with mouth, grown a little (frame px)."""
+    """Hulls that must be covered: brows with eyes, what is between the brows, nose with mouth, grown a little
+    (frame px)."""
     groups = (
         np.concatenate([RIGHT_EYE, RIGHT_BROW]),
         np.concatenate([LEFT_EYE, LEFT_BROW]),
+        np.concatenate([RIGHT_BROW, LEFT_BROW]),
         np.concatenate([RIGHT_EYE, LEFT_EYE, NOSE]),
         np.concatenate([NOSE, LIPS]),
     )
@@ -107,8 +110,24 @@ def _grow(polygon_xy: F32, by_px: float) -> F32:
     return np.asarray(centre + arm * (1 + by_px / length), np.float32)
 
 
+def forehead_of(region: Region, driver_xy: npt.NDArray[Any]) -> F32:
+    """(h, w) [0, 1] on the work grid: 1 above the brows, whatever the roll."""
+    eyes = (driver_xy[RIGHT_EYE].mean(0) + driver_xy[LEFT_EYE].mean(0)) / 2
+    brows = (driver_xy[RIGHT_BROW].mean(0) + driver_xy[LEFT_BROW].mean(0)) / 2
+    up = brows - driver_xy[LIPS].mean(0)
+    up = up / max(float(np.linalg.norm(up)), 1e-6) / max(face_width(driver_xy), 1e-6)
+    height = (region.frame_grid((24, 24)) - eyes) @ up
+    start = float((brows - eyes) @ up)
+    ramp = np.clip((height - start) * (1 / 0.12), 0, 1).astype(np.float32)
+    return np.asarray(cv2.resize(ramp, region.size_wh), np.float32)
+
+
 def face_mask(
-    region: Region, outlines_xy: list[npt.NDArray[Any]], core_xy: list[F32], width_px: float
+    region: Region,
+    outlines_xy: list[npt.NDArray[Any]],
+    core_xy: list[F32],
+    width_px: float,
+    forehead: F32 | None = None,
 ) -> tuple[F32, F32]:
     """The feathered mask and the core inside it.
 
@@ -116,6 +135,7 @@ def face_mask(
         outlines_xy: polygons in frame px; the mask lies inside all of them.
         core_xy: see `core_polygons`; fully covered, up to the outlines' very edge.
         width_px: of the face, frame px.
+        forehead: (h, w) [0, 1], where the edge runs over bare skin and is feathered more widely.
 
     Returns:
         float32 (h, w) twice, [0, 1]: mask with the core opaque, and the core alone.
@@ -127,7 +147,10 @@ def face_mask(
     soft = _blur(hull, sigma)
     mask = np.clip((soft - 255 * _LOW) * (1 / (255 * (_HIGH - _LOW))), 0, 1)
     mask = mask * mask * (3 - 2 * mask)
-    core = _blur(fill(region, core_xy), max(0.5, 0.4 * sigma))
+    if forehead is not None:
+        wide = np.clip(_blur(hull, _FOREHEAD_FEATHER * sigma) * (1 / (255 * 0.48)) - 1.04, 0, 1)
+        mask = mask * (1 - forehead * (1 - wide))
+    core = _blur(fill(region, core_xy), max(0.5, 1.2 * sigma))
     # not past the outline: in a turned face the far brow lies on it, and would stick out into the background
     core = np.minimum(
         np.clip(core * (2 / 255), 0, 1), np.clip((soft - 255 * 0.30) * (1 / (255 * 0.25)), 0, 1)
