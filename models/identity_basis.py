@@ -2,7 +2,8 @@
 
 Nothing is trained by gradient here: a mean embedding, principal axes of w, a resting expression, and linear
 scores of w ("guards") for what a pasted face should not have. The scores come from labels given by hand to
-seeded samples (models/labels/guards.toml), by ridge regression in whitened coordinates of w:
+seeded samples (models/labels/guards.toml) and from the measured share of the face that is covered, by ridge
+regression in whitened coordinates of w:
 
     u = diag(1/s) V (w - m),   score(w) = normal . (w - m),   step = Cov(w) normal / (normal . Cov(w) normal)
 
@@ -29,9 +30,13 @@ N_EMBEDDED = 240  # samples looked at for the mean embedding
 N_GUARD_AXES = 160
 RIDGE = 300.0
 LIMIT_PERCENTILE = 30.0  # of the scores of samples without the label
+COVER_LIMIT_PERCENTILE = 20.0  # of the scores of all samples
+COVER_UNKNOWN = 0.5  # for a sample in which no face is found
 JAW_OPEN, SMILE, BLINK = 25, (44, 45), (9, 10)
 
-Embed = Callable[[npt.NDArray[np.uint8]], F32 | None]
+U8 = npt.NDArray[np.uint8]
+Embed = Callable[[U8], F32 | None]
+MeasureCover = Callable[[U8], float | None]
 Floats = npt.NDArray[np.floating[Any]]
 
 
@@ -51,12 +56,13 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """normal (512,), step (512,), limit; auc: of the score, cross-validated five-fold."""
+    """normal (512,), step (512,), limit; quality: of the score, cross-validated five-fold, as area under the ROC
+    curve (labels) or correlation (measures)."""
 
     normal: F32
     step: F32
     limit: float
-    auc: float
+    quality: float
 
 
 def load_labels(path: Path) -> Labels:
@@ -107,16 +113,62 @@ def fit_guards(samples: Samples, labels: Labels, population: Population) -> dict
     }
 
 
+def fit_cover_guard(samples: Samples, cover: MeasureCover, population: Population) -> Guard:
+    """The guard against covered faces.
+
+    Args:
+        cover: uint8 (256, 256, 3) -> share covered [0, 1], None where no face is found.
+    """
+    plain = samples.plain()
+    shares = [cover(samples.images[i]) for i in plain]
+    return guard_of_measure(
+        samples.w_plus[plain, 0], np.array([COVER_UNKNOWN if s is None else s for s in shares]), population
+    )
+
+
+def guard_of_measure(w: F32, share: Floats, population: Population) -> Guard:
+    """Guard for a share [0, 1] measured on people w (N, 512); its root is what is regressed."""
+    value = np.sqrt(share)
+    value = (value - value.mean()) / max(float(value.std()), 1e-9)
+    whitened = _whitened(w, population)
+
+    def fit(x: Floats, y: Floats) -> Floats:
+        return np.asarray(np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
+
+    score = _cross_validated(whitened, value, fit)
+    return _guard(
+        fit(whitened, value), w, population, COVER_LIMIT_PERCENTILE, float(np.corrcoef(score, value)[0, 1])
+    )
+
+
 def _fit_guard(w: F32, has: npt.NDArray[np.bool_], population: Population) -> Guard:
+    whitened = _whitened(w, population)
+    score = _cross_validated(whitened, has, _ridge)
+    auc = float((score[has][:, None] > score[~has][None]).mean())
+    return _guard(_ridge(whitened, has), w, population, LIMIT_PERCENTILE, auc, ~has)
+
+
+def _whitened(w: F32, population: Population) -> Floats:
+    coordinates = (w - population.mean) @ population.axes.T / population.deviations
+    return np.asarray(coordinates[:, :N_GUARD_AXES])
+
+
+def _guard(
+    slope: Floats,
+    w: F32,
+    population: Population,
+    percentile: float,
+    quality: float,
+    counts: npt.NDArray[np.bool_] | None = None,
+) -> Guard:
+    """The guard of a slope in whitened coordinates; its limit is a percentile of the scores of those who count."""
     k = N_GUARD_AXES
-    whitened = ((w - population.mean) @ population.axes.T / population.deviations)[:, :k]
-    slope = _ridge(whitened, has)
     normal = (slope / population.deviations[:k]) @ population.axes[:k]
     step = (slope * population.deviations[:k]) @ population.axes[:k]
     step = step / (step @ normal)
     score = (w - population.mean) @ normal
-    limit = float(np.percentile(score[~has], LIMIT_PERCENTILE))
-    return Guard(normal.astype(np.float32), step.astype(np.float32), limit, _cross_validated(whitened, has))
+    limit = float(np.percentile(score if counts is None else score[counts], percentile))
+    return Guard(normal.astype(np.float32), step.astype(np.float32), limit, quality)
 
 
 def _ridge(x: Floats, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -131,13 +183,13 @@ def _ridge(x: Floats, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return np.asarray(solved[:k], np.float64)
 
 
-def _cross_validated(x: Floats, has: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve of scores that each fifth gets from the other four."""
+def _cross_validated(x: Floats, y: npt.NDArray[Any], fit: Callable[[Any, Any], Floats]) -> Floats:
+    """Scores that each fifth gets from the other four."""
     fold = np.arange(len(x)) % 5
     score = np.zeros(len(x))
     for k in range(5):
-        score[fold == k] = x[fold == k] @ _ridge(x[fold != k], has[fold != k])
-    return float((score[has][:, None] > score[~has][None]).mean())
+        score[fold == k] = x[fold == k] @ fit(x[fold != k], y[fold != k])
+    return score
 
 
 def mean_embedding(samples: Samples, embed: Embed, n: int = N_EMBEDDED) -> F32:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from keyface.configs.errors import UsageError
+from keyface.models.arrays import read_arrays, write_arrays
 from keyface.models.face_measure import FaceMeasure
 from keyface.models.motion import POSE_SCALE_DEG, MotionMap
 from keyface.models.population import F32, Population
@@ -55,16 +56,17 @@ def measure_samples(samples: Samples, measure: FaceMeasure) -> SampleMeasures:
 
 
 def load_or_measure(folder: Path, samples: Samples, measure: FaceMeasure) -> SampleMeasures:
-    """The measures kept beside the samples; made anew when there are more samples than measured."""
+    """The measures kept beside the samples; made anew when the samples are others."""
     path = folder / FILE
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            if len(kept["w"]) == len(samples.plain()):
-                return SampleMeasures(kept["w"], kept["controls"])
+        try:
+            kept = SampleMeasures(**read_arrays(path, "w", "controls"))
+        except ValueError as error:
+            raise UsageError(f"{path} cannot be read: {error}.", "Remove it; it is made anew.") from error
+        if np.array_equal(kept.w, samples.w_plus[samples.plain(), 0]):
+            return kept
     measures = measure_samples(samples, measure)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, w=measures.w, controls=measures.controls)
-    partial.replace(path)
+    write_arrays(path, w=measures.w, controls=measures.controls)
     return measures
 
 

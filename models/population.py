@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import UsageError
+from keyface.models.arrays import read_arrays, write_arrays
 
 F32 = npt.NDArray[np.float32]
 Mapping = Callable[[F32], F32]  # z (N, 512) -> w (N, 512)
@@ -68,19 +69,16 @@ def load_or_measure(folder: Path, mapping: Mapping, *, n: int = N_DRAWN) -> Popu
     path = folder / FILE
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return Population(*(kept[name] for name in ("mean", "axes", "deviations", "people")))
-        except (OSError, ValueError, KeyError) as error:
+            return Population(**read_arrays(path, "mean", "axes", "deviations", "people"))
+        except ValueError as error:
             raise UsageError(f"{path} cannot be read: {error}.", "Remove it; it is made anew.") from error
     population = measure_population(mapping, n=n)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(
-        partial,
+    write_arrays(
+        path,
         mean=population.mean,
         axes=population.axes,
         deviations=population.deviations,
         people=population.people,
     )
-    partial.replace(path)
     return population

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import UsageError
+from keyface.models.arrays import read_arrays, write_arrays
 from keyface.models.population import F32, Mapping
 
 U8 = npt.NDArray[np.uint8]
@@ -145,9 +146,7 @@ def _make_shard(
         w_plus[i] = styles(recipe, mapping, mean_w)
         images[i] = shrunk(synthesis(w_plus[i : i + 1]))
         on_sample(i + 1)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, w_plus=w_plus, images=images)
-    partial.replace(path)
+    write_arrays(path, w_plus=w_plus, images=images)
 
 
 def load_samples(folder: Path) -> Samples:
@@ -164,9 +163,9 @@ def load_samples(folder: Path) -> Samples:
             path = _shard_path(folder, shard)
             if not path.exists():
                 break
-            with np.load(path, allow_pickle=False) as kept:
-                w_plus.append(kept["w_plus"])
-                images.append(kept["images"])
+            kept = read_arrays(path, "w_plus", "images")
+            w_plus.append(kept["w_plus"])
+            images.append(kept["images"])
             if len(images[-1]) < SHARD:
                 break
     except FileNotFoundError:
@@ -194,7 +193,6 @@ def _n_in(path: Path) -> int:
     if not path.exists():
         return 0
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return len(kept["images"])
-    except (OSError, ValueError, KeyError):
+        return len(read_arrays(path, "images")["images"])
+    except ValueError:
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,17 @@ def generated_face(models: Any, seed: int = 3) -> U8:
     return np.rint((image.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
+@cache
+def _turn() -> F32:
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((512, 512)))
+    return q.astype(np.float32)
+
+
 def fake_mapping(z: F32) -> F32:
     """A stand-in for the mapping network: a fixed linear map with falling variances."""
-    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((512, 512)))
-    return np.asarray((z * np.linspace(2, 0.1, 512)) @ q + 0.3, np.float32)
+    return np.asarray(
+        (z * np.linspace(2, 0.1, 512, dtype=np.float32)) @ _turn() + np.float32(0.3), np.float32
+    )
 
 
 def fake_synthesis(w_plus: F32) -> F32:

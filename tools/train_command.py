@@ -232,8 +232,9 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
     with _mapping(store, args) as mapping:
         people = population.load_or_measure(args.samples, mapping)
     guards = identity_basis.fit_guards(samples, labels, people)
-    with _embedder(store, args) as embed:
+    with _face_looks(store, args) as (embed, cover):
         embedding = identity_basis.mean_embedding(samples, embed)
+        guards["cover"] = identity_basis.fit_cover_guard(samples, cover, people)
     identity_basis.save_identity_basis(
         args.out,
         embedding=embedding,
@@ -241,7 +242,7 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
         population=people,
         guards=guards,
     )
-    return {f"auc_{name}": round(guard.auc, 3) for name, guard in guards.items()}
+    return {f"quality_{name}": round(guard.quality, 3) for name, guard in guards.items()}
 
 
 def _models(args: argparse.Namespace, *names: str) -> ModelStore:
@@ -283,14 +284,20 @@ def _landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
 
 
 @contextmanager
-def _embedder(store: ModelStore, args: argparse.Namespace) -> Iterator[Callable[[Any], F32 | None]]:
-    """Embeds faces of FFHQ-aligned pictures, uint8 (256, 256, 3)."""
+def _face_looks(
+    store: ModelStore, args: argparse.Namespace
+) -> Iterator[tuple[Callable[[Any], F32 | None], Callable[[Any], float | None]]]:
+    """Embedding and covered share of the face in FFHQ-aligned pictures, uint8 (256, 256, 3)."""
     import numpy as np
 
+    from keyface.models.face_cover import Outlines, covered_share
+    from keyface.pipeline import place
     from keyface.pipeline.geometry import points_5_from_mesh
     from keyface.pipeline.recognise import Recogniser
 
     box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256  # where FFHQ's alignment puts the face
+    eyes = ((place.RIGHT_EYE, place.RIGHT_BROW), (place.LEFT_EYE, place.LEFT_BROW))
+    outlines = Outlines(place.OVAL, tuple(np.concatenate(pair) for pair in eyes))
     with ExitStack() as stack:
         landmarker = stack.enter_context(_landmarker(store))
         recogniser = Recogniser(_network(store, "sface_fast", args))
@@ -300,7 +307,11 @@ def _embedder(store: ModelStore, args: argparse.Namespace) -> Iterator[Callable[
             mesh = landmarker.detect(image_rgb, box_xyxy=box)
             return None if mesh is None else recogniser.embed(image_rgb, points_5_from_mesh(mesh.points_xyz))
 
-        yield embed
+        def cover(image_rgb: Any) -> float | None:
+            mesh = landmarker.detect(image_rgb, box_xyxy=box)
+            return None if mesh is None else covered_share(image_rgb, mesh.points_xy, outlines)
+
+        yield embed, cover
 
 
 def _face_measure(store: ModelStore) -> FaceMeasure:
