@@ -15,7 +15,7 @@ from keyface.engines.store import ModelStore
 from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.detect import DetectOptions, YuNetDetector
-from keyface.pipeline.identity import Identities
+from keyface.pipeline.identity import Identities, IdentityOptions
 from keyface.pipeline.key import Key
 from keyface.pipeline.landmarks import LiteRtLandmarker
 from keyface.pipeline.motion import MotionMap
@@ -61,6 +61,8 @@ def make_parts(
     *,
     open_network: OpenNetwork | None = None,
     is_still: bool = False,
+    analyse: AnalyseOptions | None = None,
+    identity: IdentityOptions | None = None,
 ) -> ChainParts:
     """The parts of a chain for one source. No network is opened before the stages are.
 
@@ -69,6 +71,7 @@ def make_parts(
         key: decides the virtual faces; not needed, and not used, with `redact_only`.
         open_network: None opens networks of the store; see `EnginePool` to share them.
         is_still: for photos, where there is no second frame to find a face in: smaller faces are looked for.
+        analyse, identity: options other than the usual ones, for live use.
     """
     network = open_network or network_opener(store, options)
 
@@ -78,7 +81,7 @@ def make_parts(
     def recogniser() -> Recogniser:
         return Recogniser(network("sface_fast"))
 
-    analyse_options = AnalyseOptions()
+    analyse_options = analyse or AnalyseOptions()
     if is_still:
         analyse_options = AnalyseOptions(is_still=True, detect=DetectOptions(min_face_input_px=32))
     analyser = Analyser(
@@ -96,7 +99,7 @@ def make_parts(
         return ReenactEngines(network(f"synthesis_{options.generator_px}"), landmarker(), recogniser())
 
     basis = IdentityBasis.load(store.path("identity_basis"))
-    identities, virtual = Identities(recogniser), VirtualIdentities(key, basis)
+    identities, virtual = Identities(recogniser, identity), VirtualIdentities(key, basis)
     reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
     return ChainParts(
         analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close

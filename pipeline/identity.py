@@ -33,6 +33,7 @@ class IdentityOptions:
         max_yaw_deg, max_pitch_deg: beyond them a frame counts little.
         same_person: cosine of two averages from which they are one person (SFace's threshold for its
             verification at FAR 0.1 % is 0.36; averages of whole tracks are compared, so more is asked).
+        min_looks: embeddings before which nobody is known; for live use, where no look-ahead gathers them.
     """
 
     enough: int = 10
@@ -41,6 +42,7 @@ class IdentityOptions:
     max_yaw_deg: float = 25.0
     max_pitch_deg: float = 20.0
     same_person: float = 0.5
+    min_looks: int = 1
 
 
 @dataclass
@@ -109,6 +111,8 @@ class Identities:
         with self._lock:
             sight = self._sights.get(track_id)
             if sight is None:
+                return None
+            if sight.person is None and len(sight.looks) < self._o.min_looks:
                 return None
             if sight.person is None:
                 total = np.zeros(128, np.float32)

@@ -31,6 +31,10 @@ OnFault = Literal["redact", "stop"]
 _WATCH_EVERY_S = 0.05
 
 
+def _nothing() -> None:
+    """For sources that never wait long."""
+
+
 class _Envelope(NamedTuple):
     born_s: float
     item: Any
@@ -100,6 +104,10 @@ class Runner:
         stop_timeout_s: how long to wait for threads when the run has failed.
         on_fault: "redact" uses the plans' `rescue`; "stop" ends the run at the first failure.
         max_faults_in_a_row: more than this many failures in a row of one stage end the run.
+        source_timeout_s: longest time for one item of the source; None: `timeout_s`. Live sources watch
+            themselves: math.inf.
+        interrupt_source: called, on any thread and perhaps more than once, when the run is to end, so that
+            a source that waits for its next item comes back at once. Must not block.
     """
 
     def __init__(
@@ -112,6 +120,8 @@ class Runner:
         stop_timeout_s: float = 5.0,
         on_fault: OnFault = "redact",
         max_faults_in_a_row: int = 30,
+        source_timeout_s: float | None = None,
+        interrupt_source: Callable[[], None] = _nothing,
     ) -> None:
         if not plans:
             raise ValueError("runner: got no stage, want at least one")
@@ -124,7 +134,9 @@ class Runner:
         self._channels: list[Channel[_Envelope]] = [
             Channel(plan.capacity, when_full=plan.when_full) for plan in self._plans
         ]
-        self._workers = [_Worker("source", timeout_s, self._run_source, self._end_source)]
+        self._interrupt_source = interrupt_source
+        wait_s = timeout_s if source_timeout_s is None else source_timeout_s
+        self._workers = [_Worker("source", wait_s, self._run_source, self._end_source)]
         for index, plan in enumerate(self._plans):
             limit_s = timeout_s if plan.timeout_s is None else plan.timeout_s
             self._workers.append(_Worker(plan.name, limit_s, self._stage_loop(index), self._stage_end(index)))
@@ -175,6 +187,7 @@ class Runner:
         self._is_stopping.set()
         for channel in self._channels if discard else self._channels[:1]:
             channel.close(discard=discard)
+        self._interrupt_source()
 
     def report(self) -> RunReport:
         """The figures so far; may be called from any thread while the run goes on."""
@@ -220,6 +233,7 @@ class Runner:
         self._is_stopping.set()
         for channel in self._channels:
             channel.close(discard=True)
+        self._interrupt_source()
         # Who has timed out already gets what time the others leave, but at most a moment.
         workers = sorted(self._workers, key=lambda worker: worker.has_timed_out)
         threads = [(w, w.thread) for w in workers if w.thread is not None and w.thread.ident is not None]
@@ -309,7 +323,7 @@ class Runner:
     def _feed_one_to_one(
         self, worker: _Worker, plan: StagePlan, source: Channel[_Envelope], give: Callable[[_Envelope], None]
     ) -> None:
-        while (envelope := self._take(source)) is not None:
+        while (envelope := self._take(worker, plan, source)) is not None:
             output = self._process(worker, plan, envelope.item)
             give(_Envelope(envelope.born_s, output))
 
@@ -317,7 +331,7 @@ class Runner:
         self, worker: _Worker, plan: StagePlan, source: Channel[_Envelope], give: Callable[[_Envelope], None]
     ) -> None:
         births_s: deque[float] = deque()
-        while (envelope := self._take(source)) is not None:
+        while (envelope := self._take(worker, plan, source)) is not None:
             births_s.append(envelope.born_s)
             for output in self._process(worker, plan, envelope.item):
                 give(_Envelope(births_s.popleft(), output))
@@ -328,11 +342,16 @@ class Runner:
             for output in outputs:
                 give(_Envelope(births_s.popleft(), output))
 
-    def _take(self, source: Channel[_Envelope]) -> _Envelope | None:
-        try:
-            return source.get()
-        except ChannelClosed:
-            return None
+    def _take(self, worker: _Worker, plan: StagePlan, source: Channel[_Envelope]) -> _Envelope | None:
+        while True:
+            try:
+                return source.get(timeout_s=plan.idle_every_s)
+            except ChannelClosed:
+                return None
+            except TimeoutError:
+                worker.begin("its idle work")
+                plan.stage.idle()  # type: ignore[union-attr]  # the plan says that it idles
+                worker.end()
 
     def _process(self, worker: _Worker, plan: StagePlan, item: Any) -> Any:
         began_s = worker.begin(f"frame {worker.n_done}")

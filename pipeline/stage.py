@@ -48,6 +48,12 @@ class BufferedStage(Protocol[In_contra, Out_co]):
     def close(self) -> None: ...
 
 
+class IdlingStage(Stage[In_contra, Out_co], Protocol):
+    """A stage with something to do while no item comes, such as a sink that shows why."""
+
+    def idle(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """A stage and how the runner treats it.
@@ -63,13 +69,16 @@ class StagePlan:
         capacity: of the channel before the stage.
         when_full: of the channel before the stage.
         timeout_s: longest time for one `process`; None: the runner's.
+        idle_every_s: when that long no item has come, the stage's `idle()` is called, and again after as
+            long; None: never. What it raises ends the run.
     """
 
     name: str
-    stage: Stage[Any, Any] | BufferedStage[Any, Any]
+    stage: Stage[Any, Any] | BufferedStage[Any, Any] | IdlingStage[Any, Any]
     is_buffered: bool = False
     rescue: Callable[[Any, Exception], Any] | None = None
     check: Callable[[Any, Any], None] | None = None
     capacity: int = 2
     when_full: WhenFull = "wait"
     timeout_s: float | None = None
+    idle_every_s: float | None = None

@@ -19,6 +19,7 @@ from keyface.configs.errors import KeyfaceError, UsageError
 
 COMMANDS = {
     "process": "anonymise videos and photos",
+    "stream": "anonymise a camera or a stream, live",
     "keygen": "make a key file",
     "models": "list, fetch and verify the models",
     "doctor": "what this machine has, what is missing, what to do",

@@ -102,14 +102,14 @@ def run(args: argparse.Namespace) -> int:
 
     options = _options(args)
     with ExitStack() as stack:
-        key = _load_key(args, stack)
+        key = load_key(args, stack)
         jobs = plan_jobs(args.inputs, args.output, may_replace=args.force or args.resume)
         log = _resume_log(args, options, key)
         _check_side_by_side(args, jobs)
         todo = [job for job in jobs if log is None or not log.is_finished(job)]
         if log is not None and not args.force:
             _refuse_strangers(todo)
-        store = _ensure_models(options, args.quiet or args.json, is_needed=bool(todo))
+        store = ensure_models(options, args.quiet or args.json, is_needed=bool(todo))
         session = _Session(args, options, key, store, stack, is_batch=len(jobs) > 1)
         for job in todo:
             session.do(job, log)
@@ -225,7 +225,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
     )
 
 
-def _load_key(args: argparse.Namespace, stack: ExitStack) -> Key | None:
+def load_key(args: argparse.Namespace, stack: ExitStack) -> Key | None:
     from keyface.pipeline.key import Key, is_locked
     from keyface.tools.keygen_command import ask_passphrase
 
@@ -279,7 +279,7 @@ def _check_side_by_side(args: argparse.Namespace, jobs: list[Job]) -> None:
         print("keyface: warning: the side-by-side video shows the original faces.", file=sys.stderr)
 
 
-def _ensure_models(options: ProcessOptions, is_quiet: bool, *, is_needed: bool) -> ModelStore:
+def ensure_models(options: ProcessOptions, is_quiet: bool, *, is_needed: bool) -> ModelStore:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.assemble import model_names
     from keyface.tools.pull_bars import PullBars

@@ -1,0 +1,353 @@
+"""Anonymises a live source: newest frame first, no look-ahead, and a slate while there is nothing safe.
+
+What differs from a file. The channel behind the source drops its oldest frame when the chain is behind,
+and nothing else drops anything, so the age of what is shown stays bounded. Nothing is held back: a face is
+hidden from the frame on in which it is detected, and not before, because the frames before it are gone
+already. So the detector runs in every frame (or every second one), and takes newcomers at their first
+sight. A person is mosaicked until enough of them was seen to know who it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from keyface.configs.errors import KeyfaceError, StageError, UsageError
+from keyface.pipeline.analyse import AnalyseOptions
+from keyface.pipeline.chain import ChainParts, make_plans
+from keyface.pipeline.choose import FacesChoice
+from keyface.pipeline.frame import Frame, SafeFrame
+from keyface.pipeline.identity import IdentityOptions
+from keyface.pipeline.live_sink import LiveSink, finish_all
+from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
+from keyface.pipeline.redact import slate_frame
+from keyface.pipeline.runner import Runner, RunReport
+from keyface.pipeline.stage import Stage, StagePlan
+from keyface.pipeline.stage_times import DurationLog, StageTimes
+from keyface.pipeline.summary import Tally
+
+_LOG = logging.getLogger(__name__)
+
+LIVE_IDENTITY = IdentityOptions(min_looks=5)  # at 0.06 s each: a person is known after a third of a second
+
+_SLATE_EVERY_S = 0.2
+_STALLED_S = 2.0  # without a safe frame, while the source goes on
+
+Ending = Literal["source_ended", "duration", "interrupted", "closed"]
+
+
+def live_analysis(detect_every: int = 1) -> AnalyseOptions:
+    """How live frames are analysed: without look-ahead, no newcomer may wait for a second sight."""
+    if detect_every not in (1, 2):
+        raise UsageError(f"--detect-every: got {detect_every}.", "Legal: 1, 2.")
+    options = AnalyseOptions(detect_every=detect_every)
+    return replace(options, sure_score=options.doubt_score)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """How a live source is run.
+
+    Attributes:
+        faces: which faces get a virtual face.
+        duration_s: of the stream from its first frame on; None: until it ends or is stopped.
+        stage_timeout_s: longest time for one frame in one stage.
+        max_faults_in_a_row: failures of one stage in a row, each mosaicked, before the run ends.
+        stop_timeout_s: how long a stop waits for threads.
+    """
+
+    faces: FacesChoice = "all"
+    duration_s: float | None = None
+    stage_timeout_s: float = 30.0
+    max_faults_in_a_row: int = 300
+    stop_timeout_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.duration_s is not None and not 0 < self.duration_s < math.inf:
+            raise UsageError(f"--duration: got {self.duration_s:g} s, want more than 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveReport:
+    """A live run so far.
+
+    Attributes:
+        state: of the source.
+        wall_s: since the start.
+        stream_s: since the first frame of the source.
+        frames_in, frames_out, dropped: captured, shown, and left out because the chain was behind.
+        fps_in, fps_out: over `stream_s`.
+        faces: in the last frame shown, replaced or mosaicked.
+        people: tracks seen in all.
+        replaced: faces replaced, summed over frames.
+        redacted_frames: frames with at least one mosaic; `redacted`: reason -> frames.
+        slates: pictures that said why there was none.
+        reconnects: times that the source came back.
+        age: from capture to the end of the last sink.
+        faults: stage -> frames on which it failed and which were mosaicked.
+        stages: name -> times.
+        first_output_s: from the start to the first safe frame, None before it.
+    """
+
+    state: SourceState
+    wall_s: float
+    stream_s: float
+    frames_in: int
+    frames_out: int
+    dropped: int
+    fps_in: float
+    fps_out: float
+    faces: int
+    people: int
+    replaced: int
+    redacted_frames: int
+    redacted: dict[str, int]
+    slates: int
+    reconnects: int
+    age: StageTimes
+    faults: dict[str, int]
+    stages: dict[str, StageTimes]
+    first_output_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for `json.dumps`."""
+        names = (
+            "state", "frames_in", "frames_out", "dropped", "people", "replaced", "redacted_frames",
+            "redacted", "slates", "reconnects", "faults",
+        )  # fmt: skip
+        rounded = {
+            name: round(getattr(self, name), 3) for name in ("wall_s", "stream_s", "fps_in", "fps_out")
+        }
+        first_s = self.first_output_s
+        return {
+            **{name: getattr(self, name) for name in names},
+            **rounded,
+            "first_output_s": None if first_s is None else round(first_s, 3),
+            "age": self.age.to_json(),
+            "stages": {name: times.to_json() for name, times in self.stages.items()},
+        }
+
+
+class _Enough(Exception):
+    """The stream was as long as asked, or the user closed it."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+def run_live(
+    source: LiveSource,
+    sinks: Sequence[LiveSink],
+    parts: ChainParts,
+    options: LiveOptions | None = None,
+    *,
+    on_tick: Callable[[LiveReport], None] | None = None,
+) -> tuple[LiveReport, Ending]:
+    """Runs until the source ends, the duration is over, or Ctrl-C or SIGTERM comes. All of these are good
+    ends: recordings are complete then.
+
+    Args:
+        source: not yet read.
+        sinks: at least one; opened with the first picture, closed and finished here.
+        parts: of the chain; opened, closed and released here.
+        on_tick: called on this thread about four times a second.
+
+    Raises:
+        KeyfaceError: the source cannot be opened, or a stage or a sink failed; recordings are dropped.
+    """
+    options = options or LiveOptions()
+    if not sinks:
+        raise ValueError("live: got no sink, want at least one")
+    plans = make_plans(parts, faces=options.faces, lookahead_s=None, capacity=1)
+    source.is_ready = is_ready = threading.Event()
+    countdown = _Countdown(len(plans), is_ready)
+    plans = [replace(plan, stage=_Announced(plan.stage, countdown)) for plan in plans]
+    plans[0] = replace(plans[0], when_full="drop_oldest")
+    output = LiveOutput(sinks, source.status)
+    plans.append(StagePlan(name="sink", stage=output, capacity=1, idle_every_s=_SLATE_EVERY_S))
+    runner = Runner(
+        source, plans, timeout_s=options.stage_timeout_s, source_timeout_s=math.inf,
+        stop_timeout_s=options.stop_timeout_s, max_faults_in_a_row=options.max_faults_in_a_row,
+        interrupt_source=source.stop,
+    )  # fmt: skip
+
+    def tick(run: RunReport) -> None:
+        report = _report(run, source.status, output)
+        if on_tick is not None:
+            on_tick(report)
+        if options.duration_s is not None and report.stream_s >= options.duration_s:
+            raise _Enough("duration")
+        if output.wants_end:
+            raise _Enough("closed")
+
+    ending: Ending = "source_ended"
+    is_complete = False
+    try:
+        try:
+            runner.run(tick)
+        except _Enough as enough:
+            ending = enough.ending
+        except KeyboardInterrupt:
+            ending = "interrupted"
+        is_complete = True
+    finally:
+        report = _report(runner.report(), source.status, output)
+        _finish(runner, sinks, parts, is_complete=is_complete)
+    return report, ending
+
+
+def _finish(runner: Runner, sinks: Sequence[LiveSink], parts: ChainParts, *, is_complete: bool) -> None:
+    """Lets go of everything that no stuck thread still uses."""
+    busy = set(runner.stuck) - {"source"}
+    if runner.stuck:
+        _LOG.warning("still busy when the stream ended: %s", ", ".join(runner.stuck))
+    if not busy:
+        parts.release()
+    if "sink" not in busy:
+        if is_complete:
+            finish_all(sinks, is_complete=True)
+            return
+        with suppress(KeyfaceError, OSError):  # what made the run fail is told, not this
+            finish_all(sinks, is_complete=False)
+    elif is_complete:
+        raise StageError("A sink did not come back from its last frame; recordings are lost.")
+
+
+class LiveOutput:
+    """The last stage: hands safe frames to all sinks; while none comes, a slate that says why.
+
+    Attributes:
+        tally: what was shown.
+        ages: from capture to the end of the last sink.
+        n_slates: slates shown.
+        n_faces: in the last frame.
+    """
+
+    def __init__(self, sinks: Sequence[LiveSink], status: LiveStatus) -> None:
+        self._sinks = tuple(sinks)
+        self._status = status
+        self._is_open = False
+        self._last_output_s = time.monotonic()
+        self.tally = Tally()
+        self.ages = DurationLog()
+        self.n_slates = 0
+        self.n_faces = 0
+        self._last_age_s = 0.0
+
+    @property
+    def wants_end(self) -> bool:
+        """True when the user has ended the stream through a sink."""
+        return any(sink.wants_end for sink in self._sinks)
+
+    def open(self) -> None:
+        """Nothing: sinks are opened when the size of the picture is known."""
+
+    def process(self, item: SafeFrame) -> None:
+        """Shows one frame. Raises StageError for anything but a SafeFrame, and as the sinks do."""
+        if type(item) is not SafeFrame:
+            raise StageError(f"sink: got {type(item).__name__}, want SafeFrame.")
+        height, width = item.image_rgb.shape[:2]
+        self._show(item, (width, height))
+        now_s = self._last_output_s = time.monotonic()
+        self._last_age_s = now_s - (self._status.origin_s or now_s) - item.pts_s
+        self.ages.add(self._last_age_s)
+        self.tally.add(item)
+        self.n_faces = len({*item.replaced, *(r.track_id for r in item.redactions)} - {None})
+
+    def idle(self) -> None:
+        """Shows a slate, if there is a reason for one and the size of the picture is known."""
+        text, size_wh = self._why(), self._status.size_wh
+        if text is None or size_wh is None:
+            return
+        now_s, origin_s = time.monotonic(), self._status.origin_s
+        # As old as frames are when they are shown, so that the next frame's time comes after it.
+        pts_s = 0.0 if origin_s is None else max(0.0, now_s - origin_s - self._last_age_s)
+        width, height = size_wh
+        blank = Frame(np.zeros((height, width, 3), np.uint8), self.tally.frames, pts_s)
+        self._show(slate_frame(blank, text), size_wh)
+        self.n_slates += 1
+        self.n_faces = 0
+
+    def close(self) -> None:
+        """Closes all sinks, also when one fails."""
+        failure: Exception | None = None
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _why(self) -> str | None:
+        if self._status.state == "lost":
+            return "The source is lost.\nTrying to connect again."
+        if self._status.state == "ended":
+            return None
+        if not self.tally.frames:
+            return "Starting."
+        if time.monotonic() - self._last_output_s > _STALLED_S:
+            return "No safe picture at the moment."
+        return None
+
+    def _show(self, frame: SafeFrame, size_wh: tuple[int, int]) -> None:
+        if not self._is_open:
+            self._is_open = True
+            for sink in self._sinks:
+                sink.open(size_wh, self._status.fps)
+        for sink in self._sinks:
+            sink.write(frame)
+
+
+class _Countdown:
+    """Sets an event when all stages are open."""
+
+    def __init__(self, n: int, event: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._left, self._event = n, event
+
+    def one_less(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._event.set()
+
+
+class _Announced:
+    """A stage that says when it is open."""
+
+    def __init__(self, stage: Any, countdown: _Countdown) -> None:
+        self._stage: Stage[Any, Any] = stage
+        self._countdown = countdown
+
+    def open(self) -> None:
+        self._stage.open()
+        self._countdown.one_less()
+
+    def process(self, item: Any) -> Any:
+        return self._stage.process(item)
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+def _report(run: RunReport, status: LiveStatus, output: LiveOutput) -> LiveReport:
+    stream_s = 0.0 if status.origin_s is None else time.monotonic() - status.origin_s
+    tally = output.tally
+    return LiveReport(
+        state=status.state, wall_s=run.wall_s, stream_s=stream_s, frames_in=run.taken,
+        frames_out=tally.frames, dropped=run.dropped, fps_in=run.taken / max(stream_s, 1e-9),
+        fps_out=tally.frames / max(stream_s, 1e-9), faces=output.n_faces, people=len(tally.tracks),
+        replaced=tally.replaced, redacted_frames=tally.redacted_frames, redacted=dict(tally.redacted),
+        slates=output.n_slates, reconnects=status.reconnects, age=output.ages.times(), faults=run.faults,
+        stages=run.stages, first_output_s=run.first_output_s,
+    )  # fmt: skip
