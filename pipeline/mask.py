@@ -132,8 +132,9 @@ def face_mask(
     """The feathered mask and the core inside it.
 
     Args:
-        outlines_xy: polygons in frame px; the mask lies inside all of them.
-        core_xy: see `core_polygons`; fully covered, up to the outlines' very edge.
+        outlines_xy: polygons in frame px; the mask lies inside all of them, but for the nose and mouth.
+        core_xy: see `core_polygons`; fully covered, up to the outlines' very edge; the last, nose and mouth,
+            also beyond it.
         width_px: of the face, frame px.
         forehead: (h, w) [0, 1], where the edge runs over bare skin and is feathered more widely.
 
@@ -143,6 +144,8 @@ def face_mask(
     hull = fill(region, outlines_xy[:1])
     for outline in outlines_xy[1:]:
         hull = np.minimum(hull, fill(region, [outline]))
+    # in a turned face the nose stands out beyond the outline, and must not be left the driver's own
+    hull = np.maximum(hull, fill(region, core_xy[-1:]))
     sigma = max(0.6, FEATHER * width_px * region.scale)
     soft = _blur(hull, sigma)
     mask = np.clip((soft - 255 * _LOW) * (1 / (255 * (_HIGH - _LOW))), 0, 1)
