@@ -60,7 +60,7 @@ def measure_population(mapping: Mapping, *, n: int = N_DRAWN, seed: int = 1) -> 
     return Population(mean.astype(np.float32), axes.astype(np.float32), deviations, w[:N_KEPT].copy())
 
 
-def load_or_measure(folder: Path, mapping: Mapping, *, n: int = N_DRAWN) -> Population:
+def load_or_measure(folder: Path, mapping: Mapping) -> Population:
     """The population kept in a folder of samples; measured and kept there the first time.
 
     Raises:
@@ -72,7 +72,7 @@ def load_or_measure(folder: Path, mapping: Mapping, *, n: int = N_DRAWN) -> Popu
             return Population(**read_arrays(path, "mean", "axes", "deviations", "people"))
         except ValueError as error:
             raise UsageError(f"{path} cannot be read: {error}.", "Remove it; it is made anew.") from error
-    population = measure_population(mapping, n=n)
+    population = measure_population(mapping)
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(
         path,

@@ -95,8 +95,8 @@ def test_pictures_are_averaged_by_areas() -> None:
 
 
 def test_population_has_the_axes_of_its_people(tmp_path: Path) -> None:
-    found = population.load_or_measure(tmp_path, fake_mapping, n=3000)
-    kept = population.load_or_measure(tmp_path, lambda z: z * np.nan, n=3000)
+    found = population.load_or_measure(tmp_path, fake_mapping)
+    kept = population.load_or_measure(tmp_path, lambda z: z * np.nan)
     np.testing.assert_array_equal(found.axes, kept.axes)
     np.testing.assert_allclose(found.axes @ found.axes.T, np.eye(512), atol=1e-3)
     assert (np.diff(found.deviations) <= 0).all()
