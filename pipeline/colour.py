@@ -32,7 +32,11 @@ _MAX_TINT = 0.45  # of one channel against the mean of the three,
 _MAX_SLOPE = 0.6  # and of the light's change from the centre to the rim
 _CONTRAST = (0.55, 1.05)
 _SATURATION = (0.55, 1.1)
-_WHITE_TINT = 0.5  # share of the tint that the whites of the eyes take: they have no skin colour
+_WHITE_TINT = 0.5  # share of the tint that teeth and the whites of the eyes take: they have no skin colour
+_SHOULDER = 222.0  # levels: above it, highlights are compressed
+_MIN_CHROMA = 9.0  # levels of Cr and Cb that any face may have
+_CHROMA_ROOM = 1.25  # times the source's own
+_NO_LIMIT = np.array([128.0, 128.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Light:
         below, above: contrast under and over `pivot_rgb`: shadows and highlights differ apart.
         saturation: of the difference from the pivot.
         pivot_rgb: (3,) levels, the virtual face's skin.
+        chroma_limits: (2,) levels, how far colours may lie from the pivot's to the red (Cr) and to the
+            yellow (Cb).
     """
 
     coefficients: F64
@@ -51,21 +57,36 @@ class Light:
     above: float
     saturation: float
     pivot_rgb: F64
+    chroma_limits: F64
 
     def table(self) -> U8:
-        """(1, 256, 3): the contrast of every level of every channel."""
-        offset = np.arange(256)[:, None] - self.pivot_rgb
-        levels = self.pivot_rgb + offset * np.where(offset > 0, self.above, self.below)
-        return np.asarray(np.rint(levels.clip(0, 255))[None], np.uint8)
+        """(1, 256, 3): new luma, Cr and Cb for every level of each.
 
-    def matrix(self) -> F64:
-        """(3, 4): saturation q about the pivot p, x -> p + (q I + (1 - q) J / 3) (x - p)."""
-        mix = self.saturation * np.eye(3) + (1 - self.saturation) / 3
-        return np.column_stack([mix, self.pivot_rgb - mix @ self.pivot_rgb])
+        Luma gets the contrast, with a shoulder so that no highlight is burnt by the gains; chroma the
+        saturation, bent where it leaves the range of the source's own: lips no redder than the driver's.
+        """
+        levels = np.arange(256, dtype=np.float64)
+        pivot = _ycc(self.pivot_rgb)
+        offset = levels - pivot[0]
+        luma = pivot[0] + offset * np.where(offset > 0, self.above, self.below)
+        gain = float(np.exp(self.coefficients[0].mean()))
+        over = np.maximum(luma * gain - _SHOULDER, 0)
+        room = 255 - _SHOULDER
+        luma = np.minimum(luma, _SHOULDER / gain) + room * np.tanh(over / (1.6 * room)) / gain
+        columns = [luma]
+        for middle, limit, side in zip(pivot[1:], self.chroma_limits, (1, -1), strict=True):
+            chroma = side * (levels - middle) * self.saturation
+            knee = 0.6 * limit
+            held = np.minimum(chroma, knee) + 0.5 * knee * np.tanh(
+                np.maximum(chroma - knee, 0) / (0.8 * knee)
+            )
+            columns.append(middle + side * held)
+        return np.asarray(np.rint(np.stack(columns, -1).clip(0, 255))[None], np.uint8)
 
     def enliven(self, virtual_rgb: ImageRgb) -> ImageRgb:
         """Contrast and saturation, before the gains."""
-        return np.asarray(cv2.transform(cv2.LUT(virtual_rgb, self.table()), self.matrix()), np.uint8)
+        ycc = cv2.LUT(cv2.cvtColor(virtual_rgb, cv2.COLOR_RGB2YCrCb), self.table())
+        return np.asarray(cv2.cvtColor(ycc, cv2.COLOR_YCrCb2RGB), np.uint8)
 
     def apply(self, virtual_rgb: ImageRgb, uv: F32) -> F32:
         """(n, n, 3) levels: the light on a small picture of the virtual face."""
@@ -111,10 +132,27 @@ def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, skin: F32, face: F32,
         residual = np.abs(target - design @ coefficients) @ np.full(3, 1 / 3)
         scale = max(float(np.median(residual)) * 1.5, 0.03)
         robust = w / (1 + (residual / scale) ** 2)  # Cauchy weights: glasses, beards and hair count little
-    plain = Light(_limit(coefficients), 1.0, 1.0, 1.0, robust @ virtual[seen] / robust.sum())
+    pivot = robust @ virtual[seen] / robust.sum()
+    plain = Light(_limit(coefficients), 1.0, 1.0, 1.0, pivot, _NO_LIMIT)
+    gain = float(np.exp(plain.coefficients[0].mean()))
     inside = face > 0.8
     own, lit = source[inside], plain.apply(virtual_rgb, uv)[inside].astype(np.float64)
-    return Light(plain.coefficients, *_liveliness(own, lit), plain.pivot_rgb)
+    return Light(plain.coefficients, *_liveliness(own, lit), pivot, _chroma_range(own) / gain)
+
+
+def _ycc(rgb: F64) -> F64:
+    """(..., 3) levels: luma, Cr, Cb as OpenCV defines them for 8 bit."""
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    return np.stack([luma, (rgb[..., 0] - luma) * 0.713 + 128, (rgb[..., 2] - luma) * 0.564 + 128], -1)
+
+
+def _chroma_range(source: F64) -> F64:
+    """(2,) levels that the source's face, lips included, spans from its median to the red and the yellow."""
+    if len(source) < MIN_SAMPLES:
+        return _NO_LIMIT
+    chroma = (_ycc(source)[:, 1:] - 128) * np.array([1, -1])
+    span = np.percentile(chroma, 97, axis=0) - np.median(chroma, 0)
+    return np.asarray(np.maximum(span * _CHROMA_ROOM, _MIN_CHROMA), np.float64)
 
 
 def _liveliness(source: F64, lit: F64) -> tuple[float, float, float]:
@@ -131,7 +169,7 @@ def _liveliness(source: F64, lit: F64) -> tuple[float, float, float]:
         above.append(float(high - middle))
         colours.append(float(np.abs(chroma - np.median(chroma, 0)).mean()))
     contrasts = [float(np.clip((s + 3) / (v + 3), *_CONTRAST)) for s, v in (below, above)]
-    saturation = (colours[0] + 1) / (colours[1] + 1) / (sum(contrasts) / 2)
+    saturation = (colours[0] + 1) / (colours[1] + 1)
     return contrasts[0], contrasts[1], float(np.clip(saturation, *_SATURATION))
 
 
@@ -170,17 +208,19 @@ class LightFilter:
             old.above + a * (light.above - old.above),
             old.saturation + a * (light.saturation - old.saturation),
             old.pivot_rgb + a * (light.pivot_rgb - old.pivot_rgb),
+            old.chroma_limits + a * (light.chroma_limits - old.chroma_limits),
         )
 
 
-def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes: F32) -> ImageRgb:
+def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, whites: F32) -> ImageRgb:
     """The crop under the source's light.
 
     Args:
         crop_rgb: uint8 (S, S, 3).
         uv_corners: (3, 2) face coordinates of the crop's corners top left, top right, bottom left.
         seam: (S, S, 3) levels to add, see `seam.Seam`.
-        eyes: (2, 4) face coordinates of the eyes' middles, their half widths, and how open they are, [0, 1].
+        whites: (N, 4) face coordinates of the middles of eyes and mouth, their half widths, and how open they
+            are, [0, 1].
     """
     n = 24
     steps = (np.arange(n, dtype=np.float32) + 0.5) / n
@@ -188,7 +228,7 @@ def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, eyes: 
     uv = uv_corners[0] + steps[None, :, None] * along + steps[:, None, None] * down
     gain = light.gain(uv)
     mean = gain.mean(-1, keepdims=True)
-    for x, y, half, openness in eyes:
+    for x, y, half, openness in whites:
         near = np.exp(-((uv - (x, y)) ** 2).sum(-1, keepdims=True) / max(0.6 * float(half) ** 2, 1e-6))
         gain = gain + (1 - _WHITE_TINT) * openness * near * (mean - gain)
     field = cv2.resize(gain.astype(np.float32), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)

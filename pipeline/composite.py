@@ -25,9 +25,17 @@ from keyface.pipeline.hairline import (
     skin_level,
     temples,
 )
-from keyface.pipeline.mask import OutlineFilter, Region, core_polygons, face_mask, fill, forehead_of, region_of
+from keyface.pipeline.mask import (
+    OutlineFilter,
+    Region,
+    core_polygons,
+    face_mask,
+    fill,
+    forehead_of,
+    region_of,
+)
 from keyface.pipeline.occlude import OccluderModel
-from keyface.pipeline.place import LEFT_EYE, RIGHT_EYE, face_width
+from keyface.pipeline.place import INNER_LIPS, LEFT_EYE, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 
@@ -143,7 +151,7 @@ class FaceCompositor:
         distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
-        crop_rgb = relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _eyes(place))
+        crop_rgb = relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _whites(place))
         if paint is not None:
             paint[..., :3] += seam
             crop_rgb = _painted(crop_rgb, _on_crop(paint, place, crop_rgb))
@@ -225,7 +233,9 @@ def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
     open_to_hair = np.maximum(high, low) * (1 - _wide(fill(region, eyes), reach_px))
     virtual = cv2.resize(np.dstack([fill(region, polygons) * np.float32(1 / 255), open_to_hair]), side)
     thick_px = THICK * place.bend.width_px * region.scale
-    zones = HairZones(near, tails, forehead_of(region, place.driver_xy), low, virtual[..., 0], virtual[..., 1], thick_px)
+    zones = HairZones(
+        near, tails, forehead_of(region, place.driver_xy), low, virtual[..., 0], virtual[..., 1], thick_px
+    )
     return np.asarray(high * (1 - core), np.float32), zones
 
 
@@ -254,13 +264,13 @@ def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:
     return apply_affine(uv_from_crop, np.array([[-0.5, -0.5], [end, -0.5], [-0.5, end]]))
 
 
-def _eyes(place: _Place) -> F32:
-    """(2, 4): see `colour.relight`; an eye a quarter as high as wide is open."""
+def _whites(place: _Place) -> F32:
+    """(3, 4): see `colour.relight`; an eye a quarter as high as wide is open, a mouth when its lips part."""
     rows = []
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        uv = apply_affine(place.uv_from_frame, place.carried_xy[eye])
+    for shape, closed, span in ((RIGHT_EYE, 0.1, 0.15), (LEFT_EYE, 0.1, 0.15), (INNER_LIPS, 0.06, 0.2)):
+        uv = apply_affine(place.uv_from_frame, place.carried_xy[shape])
         spread = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(uv.T)), 1e-9))  # whatever the roll
-        rows.append([*uv.mean(0), 1.4 * spread[1], np.clip((spread[0] / spread[1] - 0.1) / 0.15, 0, 1)])
+        rows.append([*uv.mean(0), 1.4 * spread[1], np.clip((spread[0] / spread[1] - closed) / span, 0, 1)])
     return np.array(rows, np.float32)
 
 

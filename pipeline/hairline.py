@@ -80,9 +80,9 @@ def temples(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
     right, left = driver_xy[RIGHT_EYE].mean(0), driver_xy[LEFT_EYE].mean(0)
     middle, along = (right + left) / 2, (left - right) / max(float(np.linalg.norm(left - right)), 1e-6)
     width = max(face_width(driver_xy), 1e-6)
-    corners = ((driver_xy[[RIGHT_EYE[0], LEFT_EYE[0]]] - middle) @ along) / width
+    inner = [((driver_xy[eye] - middle) @ along) / width for eye in (RIGHT_EYE, LEFT_EYE)]
     at = ((grid_xy - middle) @ along) / width
-    beyond = np.maximum(corners[0] - at, at - corners[1])
+    beyond = np.maximum(inner[0].min() - at, at - inner[1].max())
     return np.asarray(np.clip((beyond - _TAIL[0]) * (1 / (_TAIL[1] - _TAIL[0])), 0, 1), np.float32)
 
 
@@ -186,7 +186,7 @@ class Hairline:
         else:
             thick = _thick(own, zones.thick_px)
             free = free * zones.forehead
-            own = own + zones.features * (np.minimum(thick, own) - own)
+            own += zones.features * (np.minimum(thick, own) - own)
             very = np.minimum(thick, darkness(grey, level, _SIDE_DARKER))
             dark = np.maximum(np.maximum(own, free) * allowed, thick * zones.temples)
             dark = np.maximum(dark, very * zones.sides)
@@ -203,8 +203,8 @@ class Hairline:
         if zones is not None:
             keep = zones.virtual_features
             thick = _thick(certain, _VIRTUAL_THICK * virtual.shape[0])
-            virtual = virtual + keep * (np.minimum(thick, virtual) - virtual)
-            certain = certain + keep * (np.minimum(thick, certain) - certain)
+            virtual += keep * (np.minimum(thick, virtual) - virtual)
+            certain += keep * (np.minimum(thick, certain) - certain)
         stacked = cv2.dilate(np.dstack([virtual, certain]), np.ones((3, 3), np.uint8))  # strands have edges
         if zones is not None:
             stacked[..., 1] *= zones.virtual_hair

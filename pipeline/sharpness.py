@@ -24,6 +24,7 @@ _LEVELS = np.array([-0.5, -0.25, 0.0, 0.45, 0.7, 1.0, 1.4, 2.0])
 _GRAIN_FLOOR = 1.2  # levels: less is the codec's or nothing
 _MAX_GRAIN = 6.0
 _TILE_SIDE = 512
+_SMOOTH = 0.7  # blur of a virtual face rougher than the source, whatever the ratio says
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,13 @@ class Texture:
     grain: float
 
 
-def detail_ratio(luma: F32, grain: float = 0.0) -> float:
-    """r of the module's text; `grain` (standard deviation) is taken out of the fine part."""
+def detail(luma: F32, grain: float = 0.0) -> tuple[float, float]:
+    """r of the module's text, and the fine part alone; `grain` (standard deviation) is taken out of it."""
     g1 = cv2.GaussianBlur(luma, (0, 0), 1.0)
     g2 = cv2.GaussianBlur(g1, (0, 0), 1.73)
     fine, coarse = float(np.abs(luma - g1).mean()), float(np.abs(g1 - g2).mean())
     fine = float(np.sqrt(max(fine**2 - (0.72 * grain) ** 2, (0.2 * fine) ** 2)))
-    return fine / max(coarse, 0.3)
+    return fine / max(coarse, 0.3), fine
 
 
 def grain_of(luma: F32) -> float:
@@ -72,11 +73,13 @@ def match_texture(source_rgb: ImageRgb, virtual_rgb: ImageRgb) -> Texture:
     """
     own = cv2.cvtColor(source_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     grain = min(grain_of(own), _MAX_GRAIN)
-    want = detail_ratio(own, grain if grain > _GRAIN_FLOOR else 0.0)
+    want, want_fine = detail(own, grain if grain > _GRAIN_FLOOR else 0.0)
     grey = cv2.cvtColor(virtual_rgb, cv2.COLOR_RGB2GRAY)
-    ratios = np.array([detail_ratio(treat(grey, float(t)).astype(np.float32)) for t in _LEVELS])
-    ratios = np.minimum.accumulate(ratios)
+    found = np.array([detail(treat(grey, float(t)).astype(np.float32)) for t in _LEVELS])
+    ratios, fine = np.minimum.accumulate(found).T
     treatment = float(np.interp(-want, -ratios, _LEVELS))
+    # lashes and lips decide the ratio: rough skin must not be sharpened on their account
+    treatment = max(treatment, min(float(np.interp(-want_fine, -fine, _LEVELS)), _SMOOTH))
     missing = grain**2 - grain_of(treat(grey, treatment).astype(np.float32)) ** 2
     return Texture(treatment, float(np.sqrt(missing)) if missing > _GRAIN_FLOOR**2 else 0.0)
 

@@ -294,6 +294,36 @@ def test_state_ends_with_a_cut_and_with_close() -> None:
     assert (paster.process(_item((face,), (virtual,))).image_rgb == first).all()
 
 
+def _long_brows(points: F32) -> F32:
+    """Brows whose tails' landmarks reach far to the side, as over hair."""
+    out = points.copy()
+    for brow, x in ((RIGHT_BROW, -0.26), (LEFT_BROW, 0.26)):
+        _ring(brow, (x, -0.24), (0.19, 0.02), out)
+        out[brow] = out[brow] * 120 + 128
+    return out
+
+
+def test_hair_over_the_temples_stays_in_front_of_a_brows_tail() -> None:
+    driver = _long_brows(_points())
+    image = _picture((256, 256), driver, (180, 130, 110))
+    for x0, x1 in ((50, 82), (174, 206)):
+        image[30:200, x0:x1] = (34, 28, 26)
+    safe = Paster().process(_item((_face(driver),), (_virtual(driver),), image=image))
+    assert safe.replaced == (1,)
+    for x0, x1 in ((70, 79), (178, 186)):  # over brow and temple, no skin sticks out over the hair
+        assert np.abs(safe.image_rgb[80:108, x0:x1].astype(int) - image[80:108, x0:x1]).max() < 40
+
+
+def test_a_dark_brow_is_no_hair() -> None:
+    driver = _long_brows(_points())
+    image = _picture((256, 256), driver, (180, 130, 110))
+    for brow in (RIGHT_BROW, LEFT_BROW):
+        cv2.fillPoly(image, [cv2.convexHull(np.rint(driver[brow]).astype(np.int32))], (34, 28, 26))
+    safe = Paster().process(_item((_face(driver),), (_virtual(driver),), image=image))
+    at = np.rint(driver[np.concatenate([RIGHT_BROW, LEFT_BROW])]).astype(int)
+    assert safe.image_rgb[at[:, 1], at[:, 0]].min() > 70
+
+
 # ---------------------------------------------------------------- the parts
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-180, 180), st.floats(0.05, 8), st.floats(-500, 2000), st.floats(-500, 2000))
@@ -374,6 +404,22 @@ def test_light_is_found_and_cannot_carry_features() -> None:
     again = fit_light(marked, virtual, ones, ones, uv)
     assert again is not None
     assert np.abs(again.gain(uv) / light.gain(uv) - 1).max() < 0.12
+
+
+def test_lips_are_no_redder_than_the_drivers_and_highlights_are_not_burnt() -> None:
+    n = 36
+    steps = np.linspace(-1, 1, n, dtype=np.float32)
+    uv, ones = np.stack(np.meshgrid(steps, steps), -1), np.ones((n, n), np.float32)
+    virtual = np.full((n, n, 3), (170, 130, 110), np.uint8)
+    source = np.full((n, n, 3), (240, 205, 190), np.uint8)
+    virtual[26:30, 12:24], source[26:30, 12:24] = (230, 40, 30), (215, 150, 145)
+    virtual[4:8, 12:24] = (200, 165, 145)
+    light = fit_light(source, virtual, ones, ones, uv)
+    assert light is not None
+    lit = light.apply(virtual, uv)
+    redness = [x[28, 18, 0] - x[28, 18, 1] for x in (source.astype(float), lit)]
+    assert redness[1] < redness[0] * 1.3 + 10
+    assert lit[6, 18].mean() < 245 and lit[6, 18].sum() > lit[15, 18].sum() + 4
 
 
 def test_light_needs_skin_in_view() -> None:
