@@ -79,6 +79,9 @@ class OneEuroOptions:
     d_cutoff_hz: float = 2.0
 
 
+_LEAST_STEP_S = 1e-6  # times nearer than this are the same: a speed over them would overflow
+
+
 class OneEuro:
     """One-Euro filter (Casiez et al. 2012) on a vector: steady at rest, no lag in motion."""
 
@@ -96,7 +99,7 @@ class OneEuro:
         """Filtered vector; t_s must rise, else the value is taken as it is. Speeds are measured in `unit`s."""
         dt = t_s - self._t_s
         self._t_s = t_s
-        if self._x is None or self._dx is None or dt <= 0 or dt > 0.5:
+        if self._x is None or self._dx is None or not _LEAST_STEP_S < dt <= 0.5:
             self._x, self._dx = x.astype(np.float32), np.zeros_like(x, np.float32)
             return self._x
         slope = (x - self._x) / dt

@@ -193,7 +193,9 @@ def test_channels_do_not_touch_each_other() -> None:
         assert pair[0] == alone(vector(math.sin(i)), i / 25)[0]
 
 
-@pytest.mark.parametrize("t_s", [0.9, 1.0, 1.6, -3.0], ids=["back", "same", "gap", "far back"])
+@pytest.mark.parametrize(
+    "t_s", [0.9, 1.0, 1.0 + 1e-15, 1.6, -3.0], ids=["back", "same", "as good as same", "gap", "far back"]
+)
 def test_after_a_gap_or_when_time_does_not_rise_the_value_is_taken_as_it_is(t_s: float) -> None:
     smooth = OneEuro()
     for i in range(26):
