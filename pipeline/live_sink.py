@@ -232,7 +232,7 @@ class RecordingSink:
         crf: of x264, as in `Mp4Sink`.
     """
 
-    def __init__(self, path: Path, *, crf: int = 20) -> None:
+    def __init__(self, path: Path, *, crf: int = 18) -> None:
         self.name = str(path)
         self.wants_end = False
         self._path = path

@@ -1,0 +1,246 @@
+"""Live sinks: safe frames only, a stand-in for the virtual camera, a window, recordings."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_chain import read_video
+
+from keyface.configs.errors import SinkError, UsageError
+from keyface.pipeline import live_sink
+from keyface.pipeline.frame import Frame, SafeFrame
+from keyface.pipeline.live_sink import (
+    LiveSink,
+    NullSink,
+    RecordingSink,
+    VirtualCameraSink,
+    WindowSink,
+    finish_all,
+    make_sink,
+)
+from keyface.pipeline.redact import redact_frame, slate_frame
+
+pytestmark = pytest.mark.timeout(60)
+SIZE_WH = (96, 64)
+
+
+def safe(pts_s: float = 0.0, level: int = 90) -> SafeFrame:
+    image = np.full((SIZE_WH[1], SIZE_WH[0], 3), level, np.uint8)
+    image[..., 0] = 200
+    return redact_frame(Frame(image, 0, pts_s), [])
+
+
+class StandIn(types.ModuleType):
+    """pyvirtualcam as far as it is used, which checks what its back-ends check."""
+
+    class PixelFormat:
+        RGB = "RGB3"
+
+    def __init__(self) -> None:
+        super().__init__("pyvirtualcam")
+        self.cameras: list[Any] = []
+        self.fail: str | None = None
+        outer = self
+
+        class Camera:
+            def __init__(
+                self, width: int, height: int, fps: float, *, fmt: str = "", device: str | None = None
+            ) -> None:
+                if outer.fail:
+                    raise RuntimeError(outer.fail)
+                assert isinstance(width, int) and isinstance(height, int) and fmt == "RGB3"
+                self.shape, self.fps, self.device = (height, width, 3), fps, device or "/dev/video9"
+                self.sent: list[np.ndarray] = []
+                self.is_closed = False
+                outer.cameras.append(self)
+
+            def send(self, frame: np.ndarray) -> None:
+                assert not self.is_closed
+                assert frame.dtype == np.uint8 and frame.shape == self.shape and frame.flags.c_contiguous
+                if outer.fail:
+                    raise RuntimeError(outer.fail)
+                self.sent.append(frame.copy())
+
+            def close(self) -> None:
+                self.is_closed = True
+
+        self.Camera = Camera
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    module = StandIn()
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", module)
+    return module
+
+
+# All of them.
+
+
+def test_names_make_sinks(tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert isinstance(make_sink("null"), NullSink)
+    assert isinstance(make_sink("window"), WindowSink)
+    assert isinstance(make_sink("virtual"), VirtualCameraSink)
+    assert isinstance(make_sink(str(tmp_path / "a.MP4")), RecordingSink)
+
+
+@pytest.mark.parametrize("text", ["a.avi", "screen", "", "rtsp://host/x"])
+def test_an_unknown_sink_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="Legal: virtual"):
+        make_sink(text)
+
+
+def test_a_recording_replaces_nothing_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="--force"):
+        make_sink(str(path))
+    assert isinstance(make_sink(str(path), may_replace=True), RecordingSink)
+    with pytest.raises(SinkError, match="folder"):
+        make_sink(str(tmp_path / "no" / "a.mp4"))
+
+
+@pytest.mark.parametrize("text", ["null", "window", "virtual", "a.mp4"])
+def test_only_safe_frames_are_taken(
+    text: str, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(live_sink.cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(live_sink.cv2, "destroyWindow", lambda *_: None)
+    sink = make_sink(text if text != "a.mp4" else str(tmp_path / text))
+    sink.open(SIZE_WH, 25.0)
+    raw = Frame(np.zeros((64, 96, 3), np.uint8), 0, 0.0)
+    for bad in (raw, raw.image_rgb, None):
+        with pytest.raises(TypeError, match="want SafeFrame"):
+            sink.write(bad)  # type: ignore[arg-type]
+    sink.close()
+    sink.finish(is_complete=True)
+    assert not list(tmp_path.iterdir())
+
+
+# The virtual camera.
+
+
+def test_the_virtual_camera_gets_pictures(stand_in: StandIn) -> None:
+    sink = make_sink("virtual:/dev/video7")
+    sink.open(SIZE_WH, 30.0)
+    sink.write(safe(0.0))
+    sink.write(slate_frame(Frame(np.zeros((64, 96, 3), np.uint8), 1, 0.1), "Starting."))
+    (camera,) = stand_in.cameras
+    assert (camera.device, camera.fps) == ("/dev/video7", 30.0) and "/dev/video7" in sink.name
+    assert np.array_equal(camera.sent[0], safe().image_rgb)  # RGB, as it is
+    sink.close()
+    sink.close()
+    sink.finish(is_complete=True)
+    assert camera.is_closed and len(camera.sent) == 2
+
+
+def test_a_missing_device_says_what_to_install(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_sink.sys, "platform", "linux")
+    stand_in.fail = "'v4l2loopback' backend: no device"
+    sink = make_sink("virtual")
+    with pytest.raises(SinkError, match=r"no device.*modprobe v4l2loopback"):
+        sink.open(SIZE_WH, 30.0)
+    sink.close()
+
+
+def test_a_device_that_goes_away_is_an_error(stand_in: StandIn) -> None:
+    sink = make_sink("virtual")
+    sink.open(SIZE_WH, 30.0)
+    stand_in.fail = "gone"
+    with pytest.raises(SinkError, match="gone"):
+        sink.write(safe())
+    sink.close()
+    assert stand_in.cameras[0].is_closed
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
+    with pytest.raises(SinkError, match=r"pip install 'keyface\[stream\]'"):
+        make_sink("virtual")
+
+
+# The window.
+
+
+def test_no_screen_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_sink.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SinkError, match="no screen"):
+        make_sink("window")
+
+
+def test_the_window_shows_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[np.ndarray] = []
+    pressed = iter([255, ord("q")])
+    monkeypatch.setenv("DISPLAY", ":0")
+    for name, call in {
+        "namedWindow": lambda *_: None,
+        "destroyWindow": lambda *_: None,
+        "imshow": lambda _, image: shown.append(image.copy()),
+        "waitKey": lambda _: next(pressed),
+        "getWindowProperty": lambda *_: 1.0,
+    }.items():
+        monkeypatch.setattr(live_sink.cv2, name, call)
+    sink = make_sink("window")
+    sink.open(SIZE_WH, 25.0)
+    sink.write(safe())
+    assert not sink.wants_end and np.array_equal(shown[0][..., ::-1], safe().image_rgb)
+    sink.write(safe())
+    assert sink.wants_end
+    sink.close()
+
+
+# Recordings.
+
+
+def test_a_recording_has_the_times_of_capture(tmp_path: Path) -> None:
+    sink = RecordingSink(tmp_path / "a.mp4")
+    sink.open(SIZE_WH, 25.0)
+    times_s = [3.0, 3.04, 3.5, 3.45, 3.6]  # a slate ran ahead of the frame after it
+    for index, time_s in enumerate(times_s):
+        sink.write(safe(time_s, 40 + 30 * index))
+    sink.close()
+    assert not (tmp_path / "a.mp4").exists()
+    sink.finish(is_complete=True)
+    sink.finish(is_complete=True)
+    images, got_s = read_video(tmp_path / "a.mp4")
+    assert [round(time_s, 3) for time_s in got_s] == [0.0, 0.04, 0.5, 0.501, 0.6]
+    assert len(images) == 5 and abs(float(images[4][..., 1].mean()) - 160) < 4
+
+
+def test_a_recording_cut_short_by_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    sink = RecordingSink(tmp_path / "a.mp4")
+    sink.open(SIZE_WH, 25.0)
+    sink.write(safe())
+    sink.close()
+    sink.finish(is_complete=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_of_nothing_leaves_nothing(tmp_path: Path) -> None:
+    opened, unopened = RecordingSink(tmp_path / "a.mp4"), RecordingSink(tmp_path / "b.mp4")
+    opened.open(SIZE_WH, 25.0)
+    finish_all([opened, unopened], is_complete=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_failure_does_not_keep_the_others_from_finishing(tmp_path: Path) -> None:
+    class Broken(NullSink):
+        def finish(self, *, is_complete: bool) -> None:
+            raise SinkError("broken.")
+
+    good = RecordingSink(tmp_path / "a.mp4")
+    good.open(SIZE_WH, 25.0)
+    good.write(safe())
+    sinks: list[LiveSink] = [Broken(), good]
+    with pytest.raises(SinkError, match="broken"):
+        finish_all(sinks, is_complete=True)
+    assert (tmp_path / "a.mp4").exists()
