@@ -38,6 +38,7 @@ from keyface.pipeline.occlude import OccluderModel
 from keyface.pipeline.place import INNER_LIPS, LEFT_EYE, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
+from keyface.pipeline.still import Stillness
 
 
 class Unfit(Exception):
@@ -61,6 +62,7 @@ class FaceCompositor:
         self._texture = TextureFilter()
         self._seam = Seam()
         self._hairline = Hairline()
+        self._still = Stillness()
         self._occluder = OccluderModel() if keep_occluders else None
 
     def compose(
@@ -85,8 +87,14 @@ class FaceCompositor:
         Raises:
             Unfit: nothing was written, the face must be mosaicked.
         """
-        outline = self._outline.update(driver_xy, dt_s)
         frame_wh = (frame.image_rgb.shape[1], frame.image_rgb.shape[0])
+        seen = region_of(driver_xy, frame_wh)
+        if seen is None:
+            raise Unfit("implausible")
+        share = self._still.measure(frame.image_rgb, seen)
+        virtual = self._still.hold_place(virtual, share, seen, driver_xy)
+        driver_xy = self._still.hold_mesh(driver_xy, share, seen)
+        outline = self._outline.update(driver_xy, dt_s)
         region = region_of(np.concatenate([outline, driver_xy]), frame_wh)
         if region is None:
             raise Unfit("implausible")
@@ -106,6 +114,7 @@ class FaceCompositor:
         mask = mask * (1 - front)
         crop_rgb, mask = self._relight(small, crop_rgb, place, mask, core, dt_s)
         crop_rgb = self._match_texture(frame, crop_rgb, place, dt_s)
+        crop_rgb = self._still.hold_pixels(crop_rgb, _on_crop(share, seen, place, crop_rgb, outside=1.0))
         pasted = resample(
             crop_rgb,
             grid,
@@ -113,7 +122,9 @@ class FaceCompositor:
             scale=similarity_scale(frame_from_crop),
         )
         if self._texture.texture is not None:
-            pasted = add_grain(pasted, self._texture.texture.grain, frame.index)
+            pasted = add_grain(
+                pasted, self._texture.texture.grain, self._still.grain_index(frame.index, share)
+            )
         blend_into(image_rgb, region, pasted, mask)
 
     def _in_front(self, small: ImageRgb, place: _Place, mask: F32, core: F32, dt_s: float) -> F32:
@@ -151,10 +162,12 @@ class FaceCompositor:
         distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
-        crop_rgb = relight(crop_rgb, light, corners, _on_crop(seam, place, crop_rgb), _whites(place))
+        crop_rgb = relight(
+            crop_rgb, light, corners, _on_crop(seam, place.region, place, crop_rgb), _whites(place)
+        )
         if paint is not None:
             paint[..., :3] += seam
-            crop_rgb = _painted(crop_rgb, _on_crop(paint, place, crop_rgb))
+            crop_rgb = _painted(crop_rgb, _on_crop(paint, place.region, place, crop_rgb))
         return crop_rgb, mask * (1 - hair)
 
     def _match_texture(self, frame: Frame, crop_rgb: ImageRgb, place: _Place, dt_s: float) -> ImageRgb:
@@ -281,16 +294,19 @@ def _reduced(crop_rgb: ImageRgb, grid: F32, side: int) -> ImageRgb:
     return resample(reduced, at.astype(np.float32), (side, side))
 
 
-def _on_crop(field: F32, place: _Place, crop_rgb: ImageRgb) -> F32:
-    """A field (n, n, 3) over the region, seen from the crop's pixels; 0 outside the region."""
-    region, n = place.region, field.shape[0]
+def _on_crop(field: F32, region: Region, place: _Place, crop_rgb: ImageRgb, *, outside: float = 0.0) -> F32:
+    """A field (n, n, ...) over a region, seen from the crop's pixels; `outside` the region."""
+    n = field.shape[0]
     sx, sy = n / (region.x1 - region.x0), n / (region.y1 - region.y0)
     cell_from_frame = np.array(
         [[sx, 0, (0.5 - region.x0) * sx - 0.5], [0, sy, (0.5 - region.y0) * sy - 0.5]], np.float32
     )
     matrix = compose_affine(cell_from_frame, place.frame_from_crop)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(field, matrix, crop_rgb.shape[1::-1], flags=flags), np.float32)
+    return np.asarray(
+        cv2.warpAffine(field, matrix, crop_rgb.shape[1::-1], flags=flags, borderValue=(outside,) * 4),
+        np.float32,
+    )
 
 
 def _patch(region: Region, scale: float) -> Region:
