@@ -147,16 +147,26 @@ def test_foreign_controls_are_refused(tmp_path: Path, shape: tuple[int, ...]) ->
         train_controls.load_controls(path)
 
 
+@pytest.fixture
+def small_population(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of 600 draws in the place of 20,000."""
+    from keyface.models import population
+
+    monkeypatch.setattr(population, "measure_population", partial(population.measure_population, n=600))
+
+
 @needs_torch
 def test_every_step_runs_on_tiny_settings(
-    models: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    models: Any,
+    small_population: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The documented order of commands, with few samples, two steps and no compiler; each call after the first
-    goes on. The files made have the names, shapes and precision of those that the package carries."""
-    from keyface.models import population, train_head
+    """The documented order of commands, with few samples, a step or two and no compiler; later calls go on. The files made have the names, shapes and precision of those that the package carries."""
+    from keyface.models import train_head
 
     monkeypatch.setattr(train_head, "N_HELD_OUT", 2)
-    monkeypatch.setattr(population, "measure_population", partial(population.measure_population, n=600))
     made, photos, controls = tmp_path / "samples", tmp_path / "photos", tmp_path / "controls.npy"
     assert train(capsys, "samples", "--out", made, "--count", "5")["samples"] == 5
     assert train(capsys, "samples", "--out", made, "--count", "10")["samples"] == 10
@@ -167,8 +177,8 @@ def test_every_step_runs_on_tiny_settings(
 
     small = ("--samples", made, "--no-compile")
     head, motion, identity = (tmp_path / f"{name}.safetensors" for name in ("head", "motion", "identity"))
+    assert train(capsys, "head", *small, "--out", head, "--steps", "1")["steps"] == 1
     for steps in (1, 2):
-        assert train(capsys, "head", *small, "--out", head, "--steps", str(steps))["steps"] == steps
         words = ("--controls", controls, "--head", head, "--people", "1", "--steps", str(steps))
         assert train(capsys, "motion", *small, *words, "--out", motion)["steps"] == steps
 
@@ -190,7 +200,7 @@ def test_every_step_runs_on_tiny_settings(
 
 @needs_torch
 def test_the_carried_labels_want_the_samples_that_they_are_about(
-    models: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Any, small_population: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(capsys, "samples", "--out", tmp_path, "--count", "2")
     np.save(tmp_path / "c.npy", np.zeros((2, 56), np.float32))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keyface.pipeline.landmarks import LiteRtLandmarker
 
 SAMPLES, CONTROLS = Path("runs/samples"), Path("runs/controls.npy")
-HEAD_STEPS, MOTION_STEPS = 1800, 3000
+HEAD_STEPS, MOTION_STEPS = 1800, 1900
 
 
 def add_parser(subparsers: Any) -> None:
