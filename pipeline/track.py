@@ -263,8 +263,6 @@ class Tracker:
 
     def _is_gone(self, track: Track, size_wh: tuple[int, int]) -> bool:
         limit_s = self.options.tentative_s if track.is_tentative else self.options.max_gap_s
-        if track.n_meshless >= track.n_seen:  # never had a mesh: what was seen once may have been no face
-            limit_s = min(limit_s, 0.2 + 0.1 * track.n_seen)
         if track.gap_s > limit_s:
             return True
         box = track.filter.box_xyxy
