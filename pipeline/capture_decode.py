@@ -8,6 +8,8 @@ from typing import Any
 
 import av
 
+from keyface.configs.errors import SourceError
+
 _MAX_DEMUX_FAILURES = 20  # in a row, without a packet in between
 _MAX_FLUSH_FAILURES = 64
 # Decoders that, told to give up on errors, report damage and still deliver the frame. Others lose it.
@@ -167,6 +169,9 @@ def _ticks_per_frame(stream: Any) -> int:
 
 
 def _raise_unless_data(error: Exception) -> None:
-    """Damage is survived; running out of memory is not."""
+    """Damage is survived; running out of memory is not, whether it is short or a damaged size asks for too much."""
     if isinstance(error, MemoryError):
-        raise error
+        raise SourceError(
+            "the video asks for more memory than there is to decode it.",
+            "Close other programs; if it happens again the file is damaged.",
+        ) from error
