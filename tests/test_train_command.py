@@ -163,7 +163,10 @@ def test_every_step_runs_on_tiny_settings(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The documented order of commands, with few samples, a step or two and no compiler; later calls go on. The files made have the names, shapes and precision of those that the package carries."""
+    """The documented order of commands, with few samples, a step or two and no compiler; later calls go on.
+
+    The files made have the names, shapes and precision of those that the package carries.
+    """
     from keyface.models import train_head
 
     monkeypatch.setattr(train_head, "N_HELD_OUT", 2)
