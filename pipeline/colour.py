@@ -10,7 +10,7 @@ anybody's features. They are fitted robustly on a 40 px grid, limited, and avera
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -50,6 +50,7 @@ class Light:
         pivot_rgb: (3,) levels, the virtual face's skin.
         chroma_limits: (2,) levels, how far colours may lie from the pivot's to the red (Cr) and to the
             yellow (Cb).
+        table: (1, 256, 3), see `_table`.
     """
 
     coefficients: F64
@@ -58,8 +59,12 @@ class Light:
     saturation: float
     pivot_rgb: F64
     chroma_limits: F64
+    table: U8 = field(init=False)
 
-    def table(self) -> U8:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self._table())
+
+    def _table(self) -> U8:
         """(1, 256, 3): new luma, Cr and Cb for every level of each.
 
         Luma gets the contrast, with a shoulder so that no highlight is burnt by the gains; chroma the
@@ -85,7 +90,7 @@ class Light:
 
     def enliven(self, virtual_rgb: ImageRgb) -> ImageRgb:
         """Contrast and saturation, before the gains."""
-        ycc = cv2.LUT(cv2.cvtColor(virtual_rgb, cv2.COLOR_RGB2YCrCb), self.table())
+        ycc = cv2.LUT(cv2.cvtColor(virtual_rgb, cv2.COLOR_RGB2YCrCb), self.table)
         return np.asarray(cv2.cvtColor(ycc, cv2.COLOR_YCrCb2RGB), np.uint8)
 
     def apply(self, virtual_rgb: ImageRgb, uv: F32) -> F32:
@@ -185,7 +190,7 @@ def _limit(coefficients: F64) -> F64:
 class LightFilter:
     """A track's light: fitted every `EVERY` frames, exponential mean over `TAU_S`."""
 
-    EVERY = 2
+    EVERY = 4
 
     def __init__(self) -> None:
         self.light: Light | None = None

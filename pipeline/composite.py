@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from keyface.pipeline.blend import Bend, bend_between, blend_into, crop_map, resample
 from keyface.pipeline.colour import FIT_SIDE, LightFilter, fit_light, relight
@@ -18,24 +16,20 @@ from keyface.pipeline.hairline import (
     THICK,
     Hairline,
     HairZones,
-    above_eyes,
     face_coordinates_of,
     paint_skin,
-    sides,
     skin_level,
-    temples,
+    zone_planes,
 )
 from keyface.pipeline.mask import (
     OutlineFilter,
     Region,
     core_polygons,
     face_mask,
-    fill,
-    forehead_of,
     region_of,
 )
 from keyface.pipeline.occlude import OccluderModel
-from keyface.pipeline.place import INNER_LIPS, LEFT_EYE, RIGHT_EYE, face_width
+from keyface.pipeline.place import INNER_LIPS, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 from keyface.pipeline.still import Stillness
@@ -62,6 +56,7 @@ class FaceCompositor:
         self._texture = TextureFilter()
         self._seam = Seam()
         self._hairline = Hairline()
+        self._skin_log: F32 | None = None  # in cells of the region, as of the last fit of the light
         self._still = Stillness()
         self._occluder = OccluderModel() if keep_occluders else None
 
@@ -101,12 +96,13 @@ class FaceCompositor:
         crop_rgb, frame_from_crop, virtual_xy = _at_frame_scale(virtual)
         bend = bend_between(outline, virtual_xy, frame_from_crop)
         core_xy = core_polygons(driver_xy, bend.width_px)
-        forehead = forehead_of(region, driver_xy)
-        mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px, forehead)
+        planes = zone_planes(region, driver_xy)
+        mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px, planes[..., 0])
         _check_cover(region, mask, cover_xy, bend.width_px)
         grid = crop_map(region, bend, frame_from_crop)
         carried_xy = apply_affine(frame_from_crop, virtual_xy)
-        place = _Place(region, bend, frame_from_crop, grid, driver_xy, carried_xy, _face_coordinates(outline))
+        uv = _face_coordinates(outline)
+        place = _Place(region, bend, frame_from_crop, grid, driver_xy, carried_xy, uv, planes)
         small = np.asarray(
             cv2.resize(region.cut(frame.image_rgb), region.size_wh, interpolation=cv2.INTER_AREA), np.uint8
         )
@@ -142,24 +138,25 @@ class FaceCompositor:
         side = (FIT_SIDE, FIT_SIDE)
         own = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_AREA), np.uint8)
         virtual = _reduced(crop_rgb, place.grid, FIT_SIDE)
-        face = np.asarray(cv2.resize(mask, side, interpolation=cv2.INTER_AREA), np.float32)
-        skin = np.asarray(cv2.resize(mask * (1 - core), side, interpolation=cv2.INTER_AREA), np.float32)
+        face, features = cv2.split(cv2.resize(cv2.merge([mask, core]), side))
+        skin = np.asarray(face * (1 - features), np.float32)
         uv = face_coordinates_of(place.region, place.uv_from_frame, side)
         if self._light.is_due():
             self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
+            luma = cv2.cvtColor(own, cv2.COLOR_RGB2GRAY).astype(np.float32)
+            self._skin_log = skin_level(luma, skin, uv)
         light = self._light.light
         if light is None:
             return crop_rgb, mask
         lit = light.apply(virtual, uv)
         hair, paint = np.zeros_like(mask), None
-        skin_log = skin_level(cv2.cvtColor(own, cv2.COLOR_RGB2GRAY).astype(np.float32), skin, uv)
-        if skin_log is not None:
+        if self._skin_log is not None:
             allowed, zones = _hair_zones(place, mask, core)
-            hair = self._hairline.uncovered(small, lit, skin_log, allowed, mask, dt_s, zones)
+            hair = self._hairline.uncovered(small, lit, self._skin_log, allowed, mask, dt_s, zones)
             paint = _paint(self._hairline.virtual_hair, lit, face, skin * (1 - zones.virtual_features))
         if paint is not None:
             lit += paint[..., 3:] * (paint[..., :3] - lit)
-        distrust = np.asarray(cv2.resize(hair, side, interpolation=cv2.INTER_AREA), np.float32)
+        distrust = np.asarray(cv2.resize(hair, side), np.float32)
         seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
         crop_rgb = relight(
@@ -191,6 +188,7 @@ class _Place:
     driver_xy: F32
     carried_xy: F32
     uv_from_frame: F32
+    planes: F32  # see `hairline.zone_planes`
 
 
 def _at_frame_scale(virtual: VirtualFace) -> tuple[ImageRgb, F32, F32]:
@@ -233,29 +231,29 @@ def _face_coordinates(outline_xy: F32) -> F32:
 
 def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
     """Where hair may be, and which kinds of it where; see `Hairline.uncovered`."""
-    region, size_wh = place.region, mask.shape[::-1]
-    side = (FIT_SIDE, FIT_SIDE)
-    grid, reach_px = region.frame_grid(side), 0.06 * place.bend.width_px * region.scale
-    high = above_eyes(grid, place.driver_xy)
-    planes = np.dstack([high, high * temples(grid, place.driver_xy), sides(grid, place.driver_xy)])
-    high, tails, low = cv2.split(cv2.resize(planes, size_wh))
-    low *= np.clip((0.97 - cv2.GaussianBlur(mask, (0, 0), reach_px)) * 4, 0, 1) * (1 - core)
-    near = np.minimum(_wide(core, reach_px), 1)
-    polygons = core_polygons(place.carried_xy, place.bend.width_px)[:3]
-    eyes = [cv2.convexHull(place.carried_xy[eye])[:, 0] for eye in (RIGHT_EYE, LEFT_EYE)]
-    open_to_hair = np.maximum(high, low) * (1 - _wide(fill(region, eyes), reach_px))
-    virtual = cv2.resize(np.dstack([fill(region, polygons) * np.float32(1 / 255), open_to_hair]), side)
-    thick_px = THICK * place.bend.width_px * region.scale
-    zones = HairZones(
-        near, tails, forehead_of(region, place.driver_xy), low, virtual[..., 0], virtual[..., 1], thick_px
-    )
-    return np.asarray(high * (1 - core), np.float32), zones
+    width_px = place.bend.width_px * place.region.scale
+    forehead, high, tails, low = cv2.split(place.planes)
+    outside = 1 - core
+    low *= np.clip((0.97 - cv2.GaussianBlur(mask, (0, 0), 0.06 * width_px)) * 4, 0, 1) * outside
+    near = cv2.dilate(core, np.ones((2 * round(0.06 * width_px) + 1,) * 2, np.uint8))
+    features, eyes = _virtual_features(place)
+    hair = np.asarray(cv2.resize(np.maximum(high, low), (FIT_SIDE, FIT_SIDE)), np.float32) * (1 - eyes)
+    zones = HairZones(near, tails, forehead, low, features, hair, THICK * width_px)
+    return np.asarray(high * outside, np.float32), zones
 
 
-def _wide(shape: npt.NDArray[Any], by_px: float) -> F32:
-    """A shape of the work grid, grown, as shares of its type's full scale."""
-    grown = cv2.dilate(shape, np.ones((2 * round(by_px) + 1,) * 2, np.uint8))
-    return np.asarray(grown * np.float32(1 / 255) if grown.dtype == np.uint8 else grown, np.float32)
+def _virtual_features(place: _Place) -> tuple[F32, F32]:
+    """(n, n) [0, 1] twice: the virtual face's brows with its eyes, and its eyes alone, both grown by a cell."""
+    region = place.region
+    cells = np.array([FIT_SIDE / (region.x1 - region.x0), FIT_SIDE / (region.y1 - region.y0)])
+    found = []
+    for parts in ((RIGHT_EYE, RIGHT_BROW), (LEFT_EYE, LEFT_BROW)), ((RIGHT_EYE,), (LEFT_EYE,)):
+        drawn = np.zeros((FIT_SIDE, FIT_SIDE), np.uint8)
+        for part in parts:
+            points = (place.carried_xy[np.concatenate(part)] - (region.x0, region.y0)) * cells
+            cv2.fillConvexPoly(drawn, cv2.convexHull(points.astype(np.int32)), 1)
+        found.append(cv2.dilate(drawn, np.ones((3, 3), np.uint8)).astype(np.float32))
+    return found[0], found[1]
 
 
 def _paint(hair: F32 | None, lit: F32, face: F32, skin: F32) -> F32 | None:
@@ -282,8 +280,11 @@ def _whites(place: _Place) -> F32:
     rows = []
     for shape, closed, span in ((RIGHT_EYE, 0.1, 0.15), (LEFT_EYE, 0.1, 0.15), (INNER_LIPS, 0.06, 0.2)):
         uv = apply_affine(place.uv_from_frame, place.carried_xy[shape])
-        spread = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(uv.T)), 1e-9))  # whatever the roll
-        rows.append([*uv.mean(0), 1.4 * spread[1], np.clip((spread[0] / spread[1] - closed) / span, 0, 1)])
+        middle = uv.sum(0) / len(uv)
+        (a, b), (_, d) = (uv - middle).T @ (uv - middle) / len(uv)
+        root = np.hypot((a - d) / 2, b)  # spreads along the shape's own axes, whatever the roll
+        wide, high = (np.sqrt(max((a + d) / 2 + sign * root, 1e-9)) for sign in (1, -1))
+        rows.append([*middle, 1.4 * wide, min(max((high / wide - closed) / span, 0.0), 1.0)])
     return np.array(rows, np.float32)
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from keyface.pipeline.face import F32
 from keyface.pipeline.mask import Region
-from keyface.pipeline.place import LEFT_EYE, LIPS, RIGHT_EYE, face_width
+from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, RIGHT_BROW, RIGHT_EYE, face_width
 
 MAX_SHARE = 0.30  # of the mask: more cannot be a fringe, and is shown less
 # Log luminance below skin where hair begins, and where it is certain. Taking the virtual hair away shows a
@@ -33,6 +33,8 @@ _PAINT_DARKER = (0.30, 0.60)
 THICK = 0.09  # face widths: more than a brow's height
 _VIRTUAL_THICK = 0.14  # sides of the grid: more than a brow's and an eye's height together
 _TAIL = (0.045, 0.080)  # beyond the outer corner of the eye: a brow may reach, and reaches no more
+_PLANES_SIDE = 32
+_FOREHEAD_RAMP = 0.12  # face widths from the brows to where the forehead begins
 _PAINT_SPREAD = 0.11  # sigma of the skin that is painted over virtual hair, in sides of the grid
 _CHIN, _FOREHEAD = 152, 10
 _FLOOR = 6.0
@@ -93,6 +95,21 @@ def sides(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
     down = mouth - eyes
     depth = ((grid_xy - eyes) @ down) / max(float(down @ down), 1e-6)
     return np.asarray(np.clip((1.0 - depth) / 0.5, 0, 1), np.float32)
+
+
+def zone_planes(region: Region, driver_xy: npt.NDArray[Any]) -> F32:
+    """(h, w, 4) [0, 1] on the work grid: above the brows, above the eyes, beyond the brows' reach above the
+    eyes, and beside the cheeks; whatever the roll."""
+    grid = region.frame_grid((_PLANES_SIDE, _PLANES_SIDE))
+    high = above_eyes(grid, driver_xy)
+    brows = (driver_xy[RIGHT_BROW].mean(0) + driver_xy[LEFT_BROW].mean(0)) / 2
+    up = brows - driver_xy[LIPS].mean(0)
+    up = up / max(float(np.linalg.norm(up)) * face_width(driver_xy), 1e-6)
+    forehead = np.clip((grid - brows) @ up * (1 / _FOREHEAD_RAMP), 0, 1)
+    planes = cv2.merge(
+        [forehead.astype(np.float32), high, high * temples(grid, driver_xy), sides(grid, driver_xy)]
+    )
+    return np.asarray(cv2.resize(planes, region.size_wh), np.float32)
 
 
 @dataclass(frozen=True, slots=True)

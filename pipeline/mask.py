@@ -104,22 +104,9 @@ def core_polygons(driver_xy: npt.NDArray[Any], width_px: float) -> list[F32]:
 
 
 def _grow(polygon_xy: F32, by_px: float) -> F32:
-    centre = polygon_xy.mean(0)
-    arm = polygon_xy - centre
-    length = np.maximum(np.linalg.norm(arm, axis=1, keepdims=True), 1e-6)
-    return np.asarray(centre + arm * (1 + by_px / length), np.float32)
-
-
-def forehead_of(region: Region, driver_xy: npt.NDArray[Any]) -> F32:
-    """(h, w) [0, 1] on the work grid: 1 above the brows, whatever the roll."""
-    eyes = (driver_xy[RIGHT_EYE].mean(0) + driver_xy[LEFT_EYE].mean(0)) / 2
-    brows = (driver_xy[RIGHT_BROW].mean(0) + driver_xy[LEFT_BROW].mean(0)) / 2
-    up = brows - driver_xy[LIPS].mean(0)
-    up = up / max(float(np.linalg.norm(up)), 1e-6) / max(face_width(driver_xy), 1e-6)
-    height = (region.frame_grid((24, 24)) - eyes) @ up
-    start = float((brows - eyes) @ up)
-    ramp = np.clip((height - start) * (1 / 0.12), 0, 1).astype(np.float32)
-    return np.asarray(cv2.resize(ramp, region.size_wh), np.float32)
+    arm = polygon_xy - polygon_xy.sum(0) / len(polygon_xy)
+    length = np.sqrt((arm * arm).sum(1, keepdims=True)) + 1e-6
+    return np.asarray(polygon_xy + arm * (by_px / length), np.float32)
 
 
 def face_mask(
