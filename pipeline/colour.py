@@ -223,7 +223,7 @@ def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, whites
     Args:
         crop_rgb: uint8 (S, S, 3).
         uv_corners: (3, 2) face coordinates of the crop's corners top left, top right, bottom left.
-        seam: (S, S, 3) levels to add, see `seam.Seam`.
+        seam: (n, n, 3) levels to add, see `seam.Seam`.
         whites: (N, 4) face coordinates of the middles of eyes and mouth, their half widths, and how open they
             are, [0, 1].
     """
@@ -237,5 +237,6 @@ def relight(crop_rgb: ImageRgb, light: Light, uv_corners: F32, seam: F32, whites
         near = np.exp(-((uv - (x, y)) ** 2).sum(-1, keepdims=True) / max(0.6 * float(half) ** 2, 1e-6))
         gain = gain + (1 - _WHITE_TINT) * openness * near * (mean - gain)
     field = cv2.resize(gain.astype(np.float32), crop_rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    seam = np.asarray(cv2.resize(seam, crop_rgb.shape[1::-1]), np.float32)
     lit = cv2.multiply(light.enliven(crop_rgb), field, dtype=cv2.CV_32F)
     return np.asarray(cv2.add(lit, seam, dtype=cv2.CV_8U), np.uint8)

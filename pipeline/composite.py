@@ -234,10 +234,12 @@ def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
     width_px = place.bend.width_px * place.region.scale
     forehead, high, tails, low = cv2.split(place.planes)
     outside = 1 - core
-    low *= np.clip((0.97 - cv2.GaussianBlur(mask, (0, 0), 0.06 * width_px)) * 4, 0, 1) * outside
+    side, step = (FIT_SIDE, FIT_SIDE), max(mask.shape) / FIT_SIDE
+    soft = cv2.GaussianBlur(cv2.resize(mask, side), (0, 0), max(0.5, 0.06 * width_px / step))
+    low *= cv2.resize(np.clip((0.97 - soft) * 4, 0, 1), mask.shape[::-1]) * outside
     near = cv2.dilate(core, np.ones((2 * round(0.06 * width_px) + 1,) * 2, np.uint8))
     features, eyes = _virtual_features(place)
-    hair = np.asarray(cv2.resize(np.maximum(high, low), (FIT_SIDE, FIT_SIDE)), np.float32) * (1 - eyes)
+    hair = np.asarray(cv2.resize(np.maximum(high, low), side), np.float32) * (1 - eyes)
     zones = HairZones(near, tails, forehead, low, features, hair, THICK * width_px)
     return np.asarray(high * outside, np.float32), zones
 
@@ -264,9 +266,12 @@ def _paint(hair: F32 | None, lit: F32, face: F32, skin: F32) -> F32 | None:
 
 
 def _painted(crop_rgb: ImageRgb, paint: F32) -> ImageRgb:
-    skin = cv2.convertScaleAbs(np.ascontiguousarray(paint[..., :3]))
-    share = np.ascontiguousarray(paint[..., 3]).clip(0, 1)
-    return np.asarray(cv2.blendLinear(crop_rgb, skin, 1 - share, share), np.uint8)
+    """The crop with `paint`, see `_paint`, laid over it."""
+    *skin, share = cv2.split(paint)
+    size_wh = crop_rgb.shape[1::-1]
+    over = cv2.resize(cv2.convertScaleAbs(cv2.merge(skin)), size_wh)
+    share = cv2.resize(share, size_wh)
+    return np.asarray(cv2.blendLinear(crop_rgb, over, 1 - share, share), np.uint8)
 
 
 def _corners(crop_rgb: ImageRgb, uv_from_crop: F32) -> F32:
@@ -296,17 +301,20 @@ def _reduced(crop_rgb: ImageRgb, grid: F32, side: int) -> ImageRgb:
 
 
 def _on_crop(field: F32, region: Region, place: _Place, crop_rgb: ImageRgb, *, outside: float = 0.0) -> F32:
-    """A field (n, n, ...) over a region, seen from the crop's pixels; `outside` the region."""
-    n = field.shape[0]
+    """A field (n, n, ...) over a region, seen from the crop at a fourth of its resolution; `outside` the
+    region. Fields are coarser than that already."""
+    n, size = field.shape[0], crop_rgb.shape[0]
+    reduced = max(16, size // 4)
     sx, sy = n / (region.x1 - region.x0), n / (region.y1 - region.y0)
     cell_from_frame = np.array(
         [[sx, 0, (0.5 - region.x0) * sx - 0.5], [0, sy, (0.5 - region.y0) * sy - 0.5]], np.float32
     )
-    matrix = compose_affine(cell_from_frame, place.frame_from_crop)
+    step = size / reduced
+    crop_from_reduced = np.array([[step, 0, step / 2 - 0.5], [0, step, step / 2 - 0.5]], np.float32)
+    matrix = compose_affine(compose_affine(cell_from_frame, place.frame_from_crop), crop_from_reduced)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(
-        cv2.warpAffine(field, matrix, crop_rgb.shape[1::-1], flags=flags, borderValue=(outside,) * 4),
-        np.float32,
+        cv2.warpAffine(field, matrix, (reduced, reduced), flags=flags, borderValue=(outside,) * 4), np.float32
     )
 
 

@@ -45,7 +45,7 @@ class Stillness:
         before, self._image = self._image, image_rgb
         if before is None or before.shape != image_rgb.shape:
             return np.ones((SIDE, SIDE), np.float32)
-        step = max(1, min(region.x1 - region.x0, region.y1 - region.y0) // (4 * SIDE))
+        step = max(1, min(region.x1 - region.x0, region.y1 - region.y0) // (3 * SIDE))
         rows, columns = slice(region.y0, region.y1, step), slice(region.x0, region.x1, step)
         cells = [
             cv2.resize(image[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -79,8 +79,9 @@ class Stillness:
         return virtual
 
     def hold_pixels(self, crop_rgb: ImageRgb, share: F32) -> ImageRgb:
-        """The crop as it is about to be pasted, following by `share`, (S, S) on the crop."""
+        """The crop as it is about to be pasted, following by `share`, (n, n) over the crop."""
         if self._crop is not None and self._crop.shape == crop_rgb.shape:
+            share = np.asarray(cv2.resize(share, crop_rgb.shape[1::-1]), np.float32)
             crop_rgb = np.asarray(cv2.blendLinear(self._crop, crop_rgb, 1 - share, share), np.uint8)
         self._crop = crop_rgb
         return crop_rgb
