@@ -51,9 +51,11 @@ class ReenactOptions:
         max_correction_deg: most that it adds up to.
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
-        wanted_similarity: cosine (SFace) of virtual and real person below which a candidate is taken at once.
-        max_similarity: of the most unlike candidate, taken when none is as unlike as wanted; below SFace's
-            threshold for one person (0.36 at FAR 0.1 %).
+        wanted_similarity: cosine of virtual and real person, both taken off the mean generated face (SFace),
+            below which a candidate is taken at once. Two people who differ have 0.0 to 0.2, so the first
+            candidate nearly always passes, and the choice does not hang on a hair.
+        max_similarity: of the most unlike candidate, taken when none is as unlike as wanted.
+        max_candidates: tried at most.
     """
 
     max_yaw_deg: float = 40.0
@@ -63,8 +65,8 @@ class ReenactOptions:
     max_correction_deg: float = 10.0
     max_misfit: float = 0.09
     rehearsals: int = 4
-    wanted_similarity: float = 0.2
-    max_similarity: float = 0.33
+    wanted_similarity: float = 0.33
+    max_similarity: float = 0.45
     max_candidates: int = 12
 
 
@@ -293,4 +295,8 @@ class Reenactor:
         assert self._puppet is not None
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
         crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
-        return 1.0 if mesh is None else float(self._puppet.embed(crop, mesh) @ embedding)
+        if mesh is None:
+            return 1.0
+        mean = self._basis.mean_embedding
+        virtual, real = self._puppet.embed(crop, mesh) - mean, embedding - mean
+        return float(virtual @ real / max(float(np.linalg.norm(virtual) * np.linalg.norm(real)), 1e-6))

@@ -151,3 +151,4 @@ class People:
 @dataclass
 class Basis:
     resting: np.ndarray = field(default_factory=lambda: REST)
+    mean_embedding: np.ndarray = field(default_factory=lambda: np.zeros(128, np.float32))

@@ -108,11 +108,6 @@ def test_another_key_gives_another_face(
     assert np.median(between) < SAME_PERSON
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="raw SFace finds generated people alike (0.45 on average), so the choice of a candidate below 0.2 or "
-    "0.33 is a lottery for them: another clip gets another candidate, or none and a mosaic",
-)
 def test_the_same_person_has_the_same_face_in_another_clip(
     models: Any, looker: Looker, likeness: Likeness, played: Played
 ) -> None:
