@@ -251,7 +251,8 @@ class LiveSource:
                 raise
             except av.FFmpegError:
                 frames, is_suspect = [], True
-            is_suspect = is_suspect or packet.is_corrupt
+            is_damaged = packet.is_corrupt or self._is_cut_off(packet, stream)
+            is_suspect = is_suspect or is_damaged
             for frame in frames:
                 if frame.width * frame.height > MAX_PIXELS:
                     raise SourceError(
@@ -260,13 +261,19 @@ class LiveSource:
                     )
                 if frame.is_corrupt:
                     is_suspect = True
-                elif frame.key_frame and not packet.is_corrupt:
+                elif frame.key_frame and not is_damaged:
                     is_suspect = False
                 last_s = time.monotonic()
                 image_rgb = rgb_from_av(frame, stream.codec_context.name)
                 yield _Picture(apply_turn(image_rgb, turn_of_frame(frame)), None, is_suspect)
             if time.monotonic() - last_s > self.options.silence_s:
                 raise SourceError(f"{self.address.label} sends data without a picture.", "Check the source.")
+
+    def _is_cut_off(self, packet: Any, stream: Any) -> bool:
+        """True for a JPEG from a network without its end, which libav decodes half and calls sound."""
+        if self.address.kind != "url" or stream.codec_context.name != "mjpeg":
+            return False
+        return not bytes(packet).rstrip(b"\0\r\n").endswith(b"\xff\xd9")
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """Packets until the end of the stream or `stop`."""

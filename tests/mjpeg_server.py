@@ -16,10 +16,10 @@ NOT_FOUND = b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 UNAUTHORISED = b"HTTP/1.0 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 
 
-def as_part(image_rgb: np.ndarray) -> bytes:
+def as_part(image_rgb: np.ndarray, share: float = 1.0) -> bytes:
     ok, jpeg = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     assert ok
-    body = jpeg.tobytes()
+    body = jpeg.tobytes()[: round(share * jpeg.size)]
     return b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(body), body)
 
 
@@ -28,7 +28,8 @@ class MjpegServer:
 
     Attributes:
         mode: "serve"; "stall" keeps the connection and sends nothing; "silent" does not even answer;
-            "garbage" sends noise for pictures; "refuse" closes at once.
+            "garbage" sends noise for pictures; "half" sends pictures without their second half;
+            "refuse" closes at once.
         answer: HTTP head.
         n_connections: so far.
     """
@@ -92,8 +93,9 @@ class MjpegServer:
                 self.requests.append(connection.recv(4096))
                 connection.sendall(self.answer)
                 while not self._is_over and self.answer is HEAD:
-                    if self.mode == "serve":
-                        connection.sendall(as_part(self._picture(self._number)))
+                    if self.mode in ("serve", "half"):
+                        share = 1.0 if self.mode == "serve" else 0.5
+                        connection.sendall(as_part(self._picture(self._number), share))
                         self._number += 1
                     elif self.mode == "garbage":
                         connection.sendall(np.random.default_rng(self._number).bytes(4096))

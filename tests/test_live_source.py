@@ -303,6 +303,18 @@ def test_a_stream_of_garbage_is_not_shown_as_sound(server: MjpegServer) -> None:
     assert height_width == {(64, 96, 3)}
 
 
+def test_pictures_that_were_cut_off_are_suspect(server: MjpegServer) -> None:
+    reading = Reading(url_source(server.url))
+    reading.wait(lambda: len(reading.frames) >= 3)
+    server.mode = "half"
+    reading.wait(lambda: sum(frame.is_suspect for frame in reading.frames) >= 3)
+    server.mode = "serve"
+    n = len(reading.frames)
+    reading.wait(lambda: len(reading.frames) >= n + 5)
+    reading.stop()
+    assert not reading.frames[2].is_suspect and not reading.frames[-1].is_suspect
+
+
 @pytest.mark.parametrize("mode", ["stall", "silent"])
 def test_stop_ends_a_wait_at_once(server: MjpegServer, mode: str) -> None:
     """With time-outs of half a minute: stop itself must end the wait inside libav."""

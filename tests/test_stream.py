@@ -1,12 +1,7 @@
-"""`keyface-stream`: from a live source to its sinks, with faults, losses and stops, and never a raw face."""
+"""The live chain: losses, faults and stops, and never a raw face."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,127 +9,32 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from fake_chain import BOX, MakeClip, fake_parts, is_mosaic, read_video
 from fault_chain import (
-    FACE_PX,
     HEIGHT,
     RAW_CORRELATION,
-    TEXTURE,
     WIDTH,
-    Step,
     correlation,
-    mesh_of,
     no_threads_left,
-    paste,
     place,
     raw_frame,
-    render,
 )
+from live_chain import Screen, Steering, filmed, find_texture, is_slate, texture_parts, url_source
 from mjpeg_server import mjpeg_server
 
 from keyface.configs.errors import SinkError, SourceError, StageError, UsageError
-from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.face import AnalysedFrame, Face
+from keyface.pipeline.face import AnalysedFrame
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import Identities, IdentityOptions
 from keyface.pipeline.key import Key
-from keyface.pipeline.live import LiveOptions, LiveReport, live_analysis, run_live
+from keyface.pipeline.live import LiveOptions, live_analysis, run_live
 from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_sink import NullSink, RecordingSink
+from keyface.pipeline.live_sink import RecordingSink
 from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
-from keyface.tools import stream_command
-from keyface.tools.main import main
 
 pytestmark = pytest.mark.timeout(120)
-
-QUICK = LiveSourceOptions(open_timeout_s=2.0, silence_s=0.5, first_pause_s=0.05, longest_pause_s=0.2)
-SECRETS = ("hidden-user", "hidden-password", "hidden-path", "hidden-token")
-
-
-class Screen(NullSink):
-    """Keeps what it gets, and fails the test on a raw face."""
-
-    def __init__(self, slow_s: float = 0.0) -> None:
-        super().__init__()
-        self.frames: list[SafeFrame] = []
-        self.size_wh: tuple[int, int] | None = None
-        self.endings: list[bool] = []
-        self.is_closed = False
-        self._slow_s = slow_s
-
-    def open(self, size_wh: tuple[int, int], fps: float) -> None:
-        self.size_wh = size_wh
-
-    def write(self, frame: SafeFrame) -> None:
-        super().write(frame)
-        self.frames.append(frame)
-        time.sleep(self._slow_s)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def finish(self, *, is_complete: bool) -> None:
-        self.endings.append(is_complete)
-
-    def assert_no_raw_face(self) -> None:
-        for frame in self.frames:
-            assert correlation(frame.image_rgb) < RAW_CORRELATION, f"raw face at {frame.pts_s:.2f} s"
-
-    def slates(self) -> list[SafeFrame]:
-        return [frame for frame in self.frames if is_slate(frame)]
-
-
-def is_slate(frame: SafeFrame) -> bool:
-    """True when it has the plain dark border of a slate."""
-    return bool((frame.image_rgb[:4] == 24).all())
-
-
-def filmed(number: int) -> np.ndarray:
-    return raw_frame(number).image_rgb
-
-
-def find_texture(frame: Frame) -> AnalysedFrame:
-    """Finds the face where it is seen, whatever the frame's number."""
-    green = np.ascontiguousarray(frame.image_rgb[:, :, 1])
-    match = cv2.matchTemplate(green, TEXTURE[:, :, 1].copy(), cv2.TM_CCOEFF_NORMED)
-    _, best, _, (x, y) = cv2.minMaxLoc(match)
-    if best < 0.2:
-        return AnalysedFrame(frame, ())
-    box = np.array((x, y, x + FACE_PX, y + FACE_PX), np.float32)
-    points = np.zeros((478, 3), np.float32)
-    points[:, :2] = (box[:2] + box[2:]) / 2
-    return AnalysedFrame(frame, (Face(1, box, None, 0.9, False, mesh_of(points)),))
-
-
-def texture_parts(**faults: Any) -> ChainParts:
-    return ChainParts(
-        analyse=Step(find_texture, faults.get("analyse")),
-        observer=None,
-        reenact=Step(render, faults.get("reenact")),
-        paste=Step(paste, faults.get("paste")),
-    )
-
-
-def url_source(url: str) -> LiveSource:
-    return LiveSource(parse_source(url), QUICK)
-
-
-class Steering:
-    """An `on_tick` that runs one step after the other, each when its condition holds, and then stops."""
-
-    def __init__(self, *steps: tuple[Callable[[LiveReport], bool], Callable[[], object]]) -> None:
-        self._steps = list(steps)
-
-    def __call__(self, report: LiveReport) -> None:
-        if not self._steps:
-            raise KeyboardInterrupt
-        is_time, act = self._steps[0]
-        if is_time(report):
-            act()
-            self._steps.pop(0)
 
 
 # Wiring.
@@ -317,132 +217,6 @@ def test_a_sink_that_fails_ends_the_stream(make_clip: MakeClip, tmp_path: Path) 
     assert no_threads_left()
 
 
-# The command.
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path = tmp_path / "my.key"
-    Key.generate().save(path)
-    return path
-
-
-@pytest.fixture
-def fake_networks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-
-    def make_parts(store: object, key: Key | None, options: object, **live: Any) -> ChainParts:
-        made.append({"key": "" if key is None else key.fingerprint, **live})
-        return fake_parts(BOX)
-
-    monkeypatch.setattr("keyface.pipeline.assemble.make_parts", make_parts)
-    monkeypatch.setattr("keyface.engines.store.ModelStore.ensure", lambda *_, **__: {})
-    return made
-
-
-def stream(*arguments: str | Path) -> int:
-    return stream_command.main([str(argument) for argument in arguments])
-
-
-def test_the_command_streams_a_file(
-    make_clip: MakeClip, key: Path, tmp_path: Path, fake_networks: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    out = tmp_path / "out.mp4"
-    clip = make_clip(n_frames=60)
-    assert stream("--source", clip, "--key-file", key, "--sink", "null", "--sink", out, "--json") == 0
-    text, err = capsys.readouterr()
-    summary = json.loads(text)
-    assert summary["ending"] == "source_ended" and summary["frames_in"] == 60
-    assert summary["sinks"] == ["null", str(out)] and summary["size_wh"] == [96, 64]
-    assert summary["redacted_frames"] == summary["frames_out"] and summary["age"]["count"]
-    assert " in " in err and " age " in err and "dropped" in err
-    assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"]
-    assert fake_networks[0]["key"] == Key.load(key).fingerprint
-    assert fake_networks[0]["analyse"].detect_every == 1 and fake_networks[0]["identity"].min_looks > 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_within_a_second_with_a_whole_recording(
-    number: signal.Signals, tmp_path: Path, fake_networks: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    sent_s: list[float] = []
-
-    def send() -> None:
-        sent_s.append(time.monotonic())
-        os.kill(os.getpid(), number)
-
-    timer = threading.Timer(1.5, send)
-    timer.start()
-    out = tmp_path / "out.mp4"
-    code = stream("--source", "test", "--redact-only", "--sink", out, "--json", "--quiet")
-    took_s = time.monotonic() - sent_s[0]
-    timer.join()
-    summary = json.loads(capsys.readouterr().out)
-    assert code == 0 and summary["ending"] == "interrupted" and took_s < 1.0
-    assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"] > 10
-    assert no_threads_left()
-
-
-def test_a_signal_ends_a_stalled_stream_within_a_second(
-    fake_networks: list[dict[str, Any]], capsys: pytest.CaptureFixture[str],
-    moving_image: Callable[..., np.ndarray],
-) -> None:  # fmt: skip
-    sent_s: list[float] = []
-
-    def send() -> None:
-        sent_s.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with mjpeg_server(moving_image) as server:
-        threading.Timer(1.0, lambda: setattr(server, "mode", "stall")).start()
-        timer = threading.Timer(2.0, send)
-        timer.start()
-        code = stream("--source", server.secret_url, "--redact-only", "--sink", "null", "--json")
-        took_s = time.monotonic() - sent_s[0]
-    text, err = capsys.readouterr()
-    assert code == 0 and json.loads(text)["ending"] == "interrupted" and took_s < 1.0
-    assert not [secret for secret in SECRETS if secret in text + err]
-    assert no_threads_left()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--source", "http://hidden-user:hidden-password@127.0.0.1:1/hidden-path"], 6, "refuses"),
-        (["--source", "gopher://hidden-user:hidden-password@host/"], 2, "unknown kind"),
-        (["--source", "/dev/video97"], 6, "does not exist"),
-        (["--source", "no-such-file.mp4"], 6, "does not exist"),
-        (["--source", "test", "--width", "640"], 2, "belong together"),
-        (["--source", "test", "--duration", "0"], 2, "--duration"),
-        (["--source", "test", "--sink", "out.avi"], 2, "Legal"),
-    ],
-)
-def test_what_is_wrong_is_one_sentence(
-    arguments: list[str], code: int, said: str, fake_networks: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    assert stream(*arguments, "--redact-only", "--quiet", "--sink", "null") == code
-    text, err = capsys.readouterr()
-    assert said in err and err.startswith("keyface: ") and len(err.splitlines()) == 1 and not text
-    assert not [secret for secret in SECRETS if secret in err]
-
-
-def test_a_key_is_asked_for(fake_networks: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stream", "--source", "test", "--sink", "null"]) == 2
-    assert "--key-file" in capsys.readouterr().err
-
-
-def test_the_source_is_not_recorded_over(
-    make_clip: MakeClip, fake_networks: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    clip = make_clip()
-    before = clip.read_bytes()
-    assert stream("--source", clip, "--redact-only", "--sink", clip, "--force") == 2
-    assert "source itself" in capsys.readouterr().err and clip.read_bytes() == before
-
-
 # The real chain.
 
 
@@ -480,31 +254,6 @@ def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
         assert likeness.between(original * len(seen), seen).mean() < SAME_PERSON
         before = looker.only(read_video(clip)[0][1:12:5])
         assert likeness.between(original * len(before), before).mean() > 0.6, "or the test sees nothing"
-
-
-def test_ctrl_c_from_a_shell(models: Any, tmp_path: Path) -> None:
-    """The real program: exit code 0, a whole recording, one JSON object on standard output."""
-    out = tmp_path / "out.mp4"
-    command = [sys.executable, "-m", "keyface.tools.stream_command", "--source", "test", "--redact-only"]
-    program = subprocess.Popen(
-        [*command, "--sink", str(out), "--json", "--width", "160", "--height", "120"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert program.stderr is not None
-        for line in program.stderr:
-            if "live" in line and " out  0.0" not in line:
-                break
-        sent_s = time.monotonic()
-        program.send_signal(signal.SIGINT)
-        text, err = program.communicate(timeout=30)
-    finally:
-        program.kill()
-    assert program.returncode == 0, err
-    assert time.monotonic() - sent_s < 3.0  # with the end of the interpreter
-    summary = json.loads(text)
-    assert summary["ending"] == "interrupted"
-    assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"]
 
 
 def test_place_is_inside_the_picture() -> None:
