@@ -59,7 +59,7 @@ class Light:
     saturation: float
     pivot_rgb: F64
     chroma_limits: F64
-    table: U8 = field(init=False)
+    table: U8 = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", self._table())

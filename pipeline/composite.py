@@ -235,7 +235,7 @@ def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
     forehead, high, tails, low = cv2.split(place.planes)
     outside = 1 - core
     side, step = (FIT_SIDE, FIT_SIDE), max(mask.shape) / FIT_SIDE
-    soft = cv2.GaussianBlur(cv2.resize(mask, side), (0, 0), max(0.5, 0.06 * width_px / step))
+    soft = cv2.GaussianBlur(cv2.resize(mask, side), (0, 0), max(0.5, 0.10 * width_px / step))
     low *= cv2.resize(np.clip((0.97 - soft) * 4, 0, 1), mask.shape[::-1]) * outside
     near = cv2.dilate(core, np.ones((2 * round(0.06 * width_px) + 1,) * 2, np.uint8))
     features, eyes = _virtual_features(place)

@@ -3,8 +3,8 @@
 MediaPipe's outline crosses a fringe and the hair at the temples. Hair is told from skin by darkness: the
 log luminance of the source's skin is fitted as a plane over the face (robustly, so that hair itself does not
 count), and what is much darker than that, above the eyes' line and away from the features, is hair.
-Below, dark may be a beard or shade, and is covered, except at the very side, where thick and very dark
-hair falls over the cheek.
+Below, dark may be a beard or shade, and is covered, except at the very side, where thick hair falls over
+the cheek.
 
 Brows are as dark as hair. Near the features only what is thicker than a brow counts as hair, and the
 landmarks of the brows' tails, which often lie in the hair, do not hold the mask there.
@@ -28,7 +28,7 @@ MAX_SHARE = 0.30  # of the mask: more cannot be a fringe, and is shown less
 # piece of bare forehead, so there the lightest strand counts; keeping the driver's needs a real contrast.
 _DRIVER_DARKER = (0.45, 0.90)
 _VIRTUAL_DARKER = (0.12, 0.35)
-_SIDE_DARKER = (0.70, 1.10)
+_THICK_DARKER = (0.42, 0.72)  # of thick hair at the temples and the cheeks' sides: its shape tells it too
 _PAINT_DARKER = (0.30, 0.60)
 THICK = 0.09  # face widths: more than a brow's height
 _VIRTUAL_THICK = 0.14  # sides of the grid: more than a brow's and an eye's height together
@@ -121,7 +121,7 @@ class HairZones:
         temples: (h, w) [0, 1], beyond the brows' reach: thick hair counts even inside the core.
         forehead: (h, w) [0, 1], where the driver's skin is shown in place of virtual hair; elsewhere skin is
             painted over it.
-        sides: (h, w) [0, 1], a strip along the outline, down to the mouth: thick and very dark hair counts.
+        sides: (h, w) [0, 1], a strip along the outline, down to the mouth: thick hair counts.
         virtual_features: (n, n) [0, 1], the virtual face's brows and eyes: only thick hair counts.
         virtual_hair: (n, n) [0, 1], where the virtual person's hair can lie over the face.
         thick_px: of the work grid.
@@ -204,9 +204,8 @@ class Hairline:
             thick = _thick(own, zones.thick_px)
             free = free * zones.forehead
             own += zones.features * (np.minimum(thick, own) - own)
-            very = np.minimum(thick, darkness(grey, level, _SIDE_DARKER))
-            dark = np.maximum(np.maximum(own, free) * allowed, thick * zones.temples)
-            dark = np.maximum(dark, very * zones.sides)
+            thick = _thick(darkness(grey, level, _THICK_DARKER), zones.thick_px)
+            dark = np.maximum(np.maximum(own, free) * allowed, thick * np.maximum(zones.temples, zones.sides))
             limit = np.maximum(np.maximum(allowed, zones.temples), zones.sides)
         away = cv2.GaussianBlur(dark, (0, 0), max(0.5, 0.006 * max(size_wh))) * limit
         share = float((away * mask).sum()) / max(float(mask.sum()), 1e-6)
