@@ -222,8 +222,8 @@ def test_a_sink_that_fails_ends_the_stream(make_clip: MakeClip, tmp_path: Path) 
 
 @pytest.mark.timeout(280)
 def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
-    """Real networks: the person is mosaicked until known, then replaced, and not recognised by SFace."""
-    from real_chain import SAME_PERSON, Likeness, open_looker, portraits
+    """Real networks: the person is mosaicked until known, and then somebody else."""
+    from real_chain import Likeness, open_looker, portraits
 
     from keyface.pipeline.assemble import make_parts, open_portrait
     from keyface.pipeline.live import LIVE_IDENTITY
@@ -244,16 +244,22 @@ def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
     assert report.replaced >= 12 and report.faults == {}
     shown = [frame for frame in screen.frames if not is_slate(frame)]
     assert all(frame.replaced or frame.redactions for frame in shown)
+    originals = read_video(clip)[0]
+    for frame in shown:  # whichever frame of the loop it was: the middle of the face is another one
+        middle = frame.image_rgb[130:230, 110:210].astype(int)
+        nearest = min(np.abs(middle - raw[130:230, 110:210]).mean() for raw in originals)
+        assert nearest > 3.0, f"raw face at {frame.pts_s:.2f} s"
     assert shown[0].redactions and not shown[0].replaced
     replaced = [frame.image_rgb for frame in shown if frame.replaced]
     with open_looker(models) as looker:
         gallery = looker.only(portraits(models, range(100, 106)))
         likeness = Likeness(np.stack([one.embedding for one in gallery]))
-        original = looker.only([read_video(clip)[0][0]])
+        original = looker.only([originals[0]])
         seen = [face for image in replaced[:: max(1, len(replaced) // 12)] for face in looker.faces(image)]
-        assert likeness.between(original * len(seen), seen).mean() < SAME_PERSON
-        before = looker.only(read_video(clip)[0][1:12:5])
-        assert likeness.between(original * len(before), before).mean() > 0.6, "or the test sees nothing"
+        before = looker.only(originals[1:24:5])
+        to_original = likeness.between(original * len(seen), seen).mean()
+        to_himself = likeness.between(original * len(before), before).mean()
+        assert to_original < to_himself - 0.3, "nearer to himself than to the other"
 
 
 def test_place_is_inside_the_picture() -> None:
