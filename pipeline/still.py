@@ -4,7 +4,7 @@ Landmarks and renderings tremble a little even where the source shows the very s
 a head held still while the mouth speaks), and a face that trembles over a still neck is what flicker is. So
 every cell of the face has a share of change, from how much the source's own pixels changed there since the
 frame before; mesh, placement and pixels of the virtual face follow by that share. Where anything moves the
-share is 1 and nothing lags; where nothing does, a floor lets slow changes through.
+share is 1 and nothing lags; below what may be codec noise it is small, so that slow changes come through.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.mask import Region
 
 SIDE = 40
-_FLOOR = 0.1
+_FLOOR = 0.1  # share of what is just noise
 _QUIET, _MOVING = 1.6, 5.0  # levels of change, a cell's average: codec noise, and certain motion
 _REACH = 5  # cells around a change that count as changed
 
@@ -37,7 +37,7 @@ class Stillness:
         self._grain_index = 0
 
     def measure(self, image_rgb: ImageRgb, region: Region) -> F32:
-        """(SIDE, SIDE) share of change of each cell of the region, [_FLOOR, 1]; 1 where nothing is known.
+        """(SIDE, SIDE) share of change of each cell of the region, [0, 1]; 1 where nothing is known.
 
         Args:
             image_rgb: the raw frame; kept until the next call, so it must not change.
@@ -54,7 +54,8 @@ class Stillness:
         change = cv2.GaussianBlur(cv2.absdiff(*cells).astype(np.float32), (0, 0), 0.8)
         change = np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
         change = cv2.dilate(change, np.ones((_REACH, _REACH), np.uint8))
-        share = np.clip((change - _QUIET) * (1 / (_MOVING - _QUIET)), _FLOOR, 1)
+        slow = np.minimum(change * (_FLOOR / _QUIET), _FLOOR)
+        share = np.clip((change - _QUIET) * (1 / (_MOVING - _QUIET)), slow, 1)
         return np.asarray(cv2.GaussianBlur(share, (0, 0), 1.0), np.float32)
 
     def hold_mesh(self, driver_xy: npt.NDArray[Any], share: F32, region: Region) -> F32:
