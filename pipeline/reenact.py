@@ -23,6 +23,7 @@ from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.landmarks import Landmarker
+from keyface.pipeline.mirror import pose_missed
 from keyface.pipeline.motion import (
     POSE_SCALE_DEG,
     MotionMap,
@@ -50,6 +51,7 @@ class ReenactOptions:
         correction: share of the last rendering's pose error that is added to the next request.
         max_correction_deg: most that it adds up to.
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
+        look_every: frames between looks at the pasted face; see pipeline.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         wanted_similarity: cosine of virtual and real person, both taken off the mean generated face (SFace),
             below which a candidate is taken at once. Two people who differ have 0.0 to 0.2, so the first
@@ -64,7 +66,8 @@ class ReenactOptions:
     correction: float = 0.12
     max_correction_deg: float = 10.0
     max_misfit: float = 0.09
-    rehearsals: int = 4
+    look_every: int = 12
+    rehearsals: int = 6
     wanted_similarity: float = 0.33
     max_similarity: float = 0.45
     max_candidates: int = 12
@@ -139,7 +142,8 @@ class _Role:
         self.rest = RestingFace(resting)
         self.correction = np.zeros(54, np.float32)
         self.mesh: FaceMesh | None = person.own_mesh
-        self.is_new = True
+        self.pasting = np.zeros(2, np.float32)  # what pasting takes from yaw and pitch, asked for in addition
+        self.n_shown = 0
 
     def forget_motion(self) -> None:
         """After a cut: the next frame has nothing to do with the last."""
@@ -196,7 +200,7 @@ class Reenactor:
         redactions: list[Redaction] = []
         known_until_s = item.frame.pts_s if item.known_until_s is None else item.known_until_s
         for face in item.faces:
-            found = self._play(face, item.frame.pts_s, known_until_s)
+            found = self._play(item, face, known_until_s)
             if isinstance(found, VirtualFace):
                 virtual.append(found)
             else:
@@ -204,7 +208,7 @@ class Reenactor:
                 redactions.append(Redaction((left, top, right, bottom), found, face.track_id))
         return ReenactedFrame(item, tuple(virtual), tuple(redactions))
 
-    def _play(self, face: Face, t_s: float, known_until_s: float) -> VirtualFace | RedactionReason:
+    def _play(self, item: AnalysedFrame, face: Face, known_until_s: float) -> VirtualFace | RedactionReason:
         if face.mesh is None:
             return "predicted_only" if face.is_predicted else "no_landmarks"
         yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
@@ -213,18 +217,32 @@ class Reenactor:
         role = self._role(face.track_id, known_until_s)
         if role is None:
             return "reenactment_failed"
-        wanted = self._wanted(role, face.mesh, t_s)
-        assert self._puppet is not None
-        if role.is_new:
-            self._rehearse(role, wanted)
-        crop, mesh = self._puppet.show(role.person, wanted + role.correction, role.mesh)
+        wanted = self._wanted(role, face.mesh, item.frame.pts_s)
+        if role.n_shown == 0:
+            self._rehearse(role, wanted, item, face)
+        role.n_shown += 1
+        found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
+        if isinstance(found, VirtualFace) and role.n_shown % self._o.look_every == 0:
+            self._look(role, item, face, found, 0.4)
+        return found
+
+    def _show(
+        self, role: _Role, wanted: F32, face: Face, gain: float, t_s: float | None = None
+    ) -> VirtualFace | RedactionReason:
+        """Renders, learns from it with `gain`, and places; without a time nothing is steadied."""
+        assert self._puppet is not None and face.mesh is not None
+        asked = wanted.copy()
+        asked[:2] += role.pasting
+        crop, mesh = self._puppet.show(role.person, asked + role.correction, role.mesh)
         if mesh is None:  # look again without a hint, in case the face had moved out of it
             mesh = self._puppet.look(crop, None)
         if mesh is None:
             role.correction[:] = 0
             return "reenactment_failed"
-        self._learn(role, wanted, mesh, self._o.correction)
-        steady, driver = role.steady_virtual(mesh, t_s), role.steady_driver(face.mesh, t_s)
+        self._learn(role, asked, mesh, gain)
+        steady, driver = mesh, face.mesh
+        if t_s is not None:
+            steady, driver = role.steady_virtual(mesh, t_s), role.steady_driver(face.mesh, t_s)
         frame_from_crop = fit_frame_from_crop(steady.points_xyz, driver.points_xyz)
         if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
             return "implausible"
@@ -240,15 +258,20 @@ class Reenactor:
         controls[2:] = transfer(controls[2:], role.rest.blendshapes, self._basis.resting)
         return controls
 
-    def _rehearse(self, role: _Role, wanted: F32) -> None:
-        """Settles the pose correction, so that the first frame (a photo has no other) is right already."""
-        assert self._puppet is not None
-        role.is_new = False
-        for _ in range(self._o.rehearsals):
-            _, mesh = self._puppet.show(role.person, wanted + role.correction, role.mesh)
-            if mesh is None:
-                return
-            self._learn(role, wanted, mesh, 0.6)
+    def _rehearse(self, role: _Role, wanted: F32, item: AnalysedFrame, face: Face) -> None:
+        """Settles pose and placement, so that the first frame (a photo has no other) is right already."""
+        for i in range(self._o.rehearsals):
+            found = self._show(role, wanted, face, 0.6)
+            if isinstance(found, VirtualFace) and i % 2:
+                self._look(role, item, face, found, 0.7)
+
+    def _look(self, role: _Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
+        """Learns what pasting does to the pose."""
+        assert self._engines is not None
+        missed = pose_missed(self._engines.landmarker, item, face, virtual)
+        if missed is not None:
+            limit = self._o.max_correction_deg / POSE_SCALE_DEG
+            role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
 
     def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
         """Integral correction of the pose: what the rendering keeps missing is asked for in addition.

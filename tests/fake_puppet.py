@@ -90,7 +90,9 @@ class Eyes:
         self, image_rgb: np.ndarray, *, points_5: Any = None, box_xyxy: Any = None, previous: Any = None
     ) -> FaceMesh | None:
         world = self.world
-        assert (box_xyxy is None) != (previous is None) and image_rgb.shape == (SIDE, SIDE, 3)
+        if image_rgb.shape != (SIDE, SIDE, 3):  # a look at the pasted face: it shows what the driver does
+            return previous
+        assert (box_xyxy is None) != (previous is None)
         world.hints.append(previous is not None)
         asked = world.asked[-1]
         is_faceless = asked is None and world.candidates[-1] in world.faceless
