@@ -86,7 +86,7 @@ class FaceCompositor:
         seen = region_of(driver_xy, frame_wh)
         if seen is None:
             raise Unfit("implausible")
-        share = self._still.measure(frame.image_rgb, seen)
+        share, seen = self._still.measure(frame.image_rgb, seen)
         virtual = self._still.hold_place(virtual, share, seen, driver_xy)
         driver_xy = self._still.hold_mesh(driver_xy, share, seen)
         outline = self._outline.update(driver_xy, dt_s)

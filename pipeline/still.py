@@ -2,9 +2,10 @@
 
 Landmarks and renderings tremble a little even where the source shows the very same pixels (a repeated frame,
 a head held still while the mouth speaks), and a face that trembles over a still neck is what flicker is. So
-every cell of the face has a share of change, from how much the source's own pixels changed there since the
-frame before; mesh, placement and pixels of the virtual face follow by that share. Where anything moves the
-share is 1 and nothing lags; below what may be codec noise it is small, so that slow changes come through.
+every cell of the face has a share of change: how far the source's own pixels have moved from what the
+virtual face follows there. Mesh, placement and pixels of the virtual face follow by that share. Where
+anything moves the share is 1 and nothing lags; what may be codec noise is followed slowly, and a slow motion
+until it has become more than that.
 """
 
 from __future__ import annotations
@@ -31,32 +32,37 @@ class Stillness:
 
     def __init__(self) -> None:
         self._image: ImageRgb | None = None
+        self._region: Region | None = None
+        self._cells = np.zeros((SIDE, SIDE, 3), np.float32)  # of the source, as the virtual face follows it
         self._driver_xy: F32 | None = None
         self._virtual: VirtualFace | None = None
         self._crop: ImageRgb | None = None
         self._grain_index = 0
 
-    def measure(self, image_rgb: ImageRgb, region: Region) -> F32:
-        """(SIDE, SIDE) share of change of each cell of the region, [0, 1]; 1 where nothing is known.
+    def measure(self, image_rgb: ImageRgb, region: Region) -> tuple[F32, Region]:
+        """(SIDE, SIDE) share of change of each cell, [0, 1], 1 where nothing is known; and the region that the
+        cells divide, about the one given.
 
         Args:
             image_rgb: the raw frame; kept until the next call, so it must not change.
         """
         before, self._image = self._image, image_rgb
         if before is None or before.shape != image_rgb.shape:
-            return np.ones((SIDE, SIDE), np.float32)
-        step = max(1, min(region.x1 - region.x0, region.y1 - region.y0) // (3 * SIDE))
-        rows, columns = slice(region.y0, region.y1, step), slice(region.x0, region.x1, step)
-        cells = [
-            cv2.resize(image[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-            for image in (before, image_rgb)
-        ]
-        change = cv2.GaussianBlur(cv2.absdiff(*cells).astype(np.float32), (0, 0), 0.8)
+            before = self._region = None
+        if self._region is None or _is_apart(self._region, region):
+            self._region = region
+            self._cells = _cells(image_rgb if before is None else before, region)
+        now = _cells(image_rgb, self._region)
+        if before is None:
+            return np.ones((SIDE, SIDE), np.float32), self._region
+        change = cv2.GaussianBlur(cv2.absdiff(now, self._cells), (0, 0), 0.8)
         change = np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
         change = cv2.dilate(change, np.ones((_REACH, _REACH), np.uint8))
         slow = np.minimum(change * (_FLOOR / _QUIET), _FLOOR)
         share = np.clip((change - _QUIET) * (1 / (_MOVING - _QUIET)), slow, 1)
-        return np.asarray(cv2.GaussianBlur(share, (0, 0), 1.0), np.float32)
+        share = np.asarray(cv2.GaussianBlur(share, (0, 0), 1.0), np.float32)
+        self._cells += share[..., None] * (now - self._cells)
+        return share, self._region
 
     def hold_mesh(self, driver_xy: npt.NDArray[Any], share: F32, region: Region) -> F32:
         """The driver's mesh (478, 2), each point following by the share of its cell."""
@@ -92,6 +98,20 @@ class Stillness:
         if float(share.mean()) > 1.5 * _FLOOR:
             self._grain_index = index
         return self._grain_index
+
+
+def _cells(image_rgb: ImageRgb, region: Region) -> F32:
+    """(SIDE, SIDE, 3) levels, averages over the cells of the region, of every so many pixels."""
+    step = max(1, min(region.x1 - region.x0, region.y1 - region.y0) // (3 * SIDE))
+    part = image_rgb[region.y0 : region.y1 : step, region.x0 : region.x1 : step]
+    return np.asarray(cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _is_apart(one: Region, other: Region) -> bool:
+    """Whether an edge differs by more than a twelfth of the size."""
+    edges = [(r.x0, r.y0, r.x1, r.y1) for r in (one, other)]
+    limit = max(one.x1 - one.x0, one.y1 - one.y0) / 12
+    return any(abs(a - b) > limit for a, b in zip(*edges, strict=True))
 
 
 def _at(share: F32, points_xy: F32, region: Region) -> F32:
