@@ -367,3 +367,30 @@ def test_closing_twice_or_before_opening_is_allowed(world: World) -> None:
     reenactor.close()
     reenactor.close()
     assert world.n_opened == 1 and len(world.closed) == 2
+
+
+# What pasting does to the pose.
+
+
+def test_what_pasting_takes_from_the_pose_is_asked_for_in_addition(
+    make: Callable[..., Reenactor], face: Callable[..., Face], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def three_degrees_less(*_: object) -> np.ndarray:
+        return np.array([0.0, 3.0 / 30 - float(world.shown[1])], np.float32)
+
+    monkeypatch.setattr("keyface.pipeline.reenact.pose_missed", three_degrees_less)
+    reenactor = make()
+    reenactor.process(item(face()))
+    assert 30 * float(world.shown[1]) == pytest.approx(3.0, abs=0.3)
+
+
+def test_what_is_asked_for_because_of_pasting_is_bounded(
+    make: Callable[..., Reenactor], face: Callable[..., Face], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "keyface.pipeline.reenact.pose_missed", lambda *_: np.array([0.5, -0.5], np.float32)
+    )
+    reenactor = make()
+    for index in range(60):
+        reenactor.process(item(face(), index=index))
+    assert np.abs(30 * world.shown[:2]).max() <= ReenactOptions().max_correction_deg + 0.5
