@@ -24,7 +24,7 @@ WORK_SIDE = 160
 FEATHER = 0.022  # sigma of the edge, in face widths
 _LOW, _HIGH = 0.62, 0.96  # share of the blurred hull where the mask starts and is full
 CORE_GROW = 0.035  # the features' hulls grow by this many face widths before they are held opaque
-_FOREHEAD_FEATHER = 3.0  # times the feather, where skin meets skin
+_FOREHEAD_FEATHER = 2.2  # times the feather, where skin meets skin
 _SHIFT = 4  # fractional bits of cv2's polygon coordinates
 
 
