@@ -143,12 +143,14 @@ def train_motion(
     initial: MotionMap,
     out: Path,
     config: MotionConfig,
+    guards: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Trains and saves the map in half precision; resumes from `out` with suffix .ckpt.
 
     Args:
         draw_w: (n, rng) -> float32 (n, 512) people.
         measured: float32 (M, 54) controls of real motion.
+        guards: see `save_motion`.
     """
     model, checkpoint, step = initial, out.with_suffix(".ckpt"), 0
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -198,14 +200,25 @@ def train_motion(
             torch.save(
                 {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint
             )
-            save_motion(model, out)
+            save_motion(model, out, guards)
     torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
-    save_motion(model, out)
+    save_motion(model, out, guards)
 
 
-def save_motion(model: MotionMap, out: Path) -> None:
-    """Half precision, under the names that `pipeline.motion` reads."""
+def save_motion(model: MotionMap, out: Path, guards: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+    """Half precision, under the names that `pipeline.motion` reads.
+
+    Args:
+        guards: normals and steps (K, 512) of linear scores of w, as in the identity basis: what no motion may
+            change (glasses, hair over the face) is taken out of every direction of the basis.
+    """
     assert model.linear.weight.shape[1] == N_CONTROLS
+    tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    if guards is not None:
+        normals, steps = (torch.from_numpy(np.asarray(g, np.float32)) for g in guards)
+        rows = tensors["basis"].reshape(-1, 512)
+        share = torch.linalg.solve((normals @ steps.T).T, (rows @ normals.T).T).T
+        tensors["basis"] = (rows - share @ steps).reshape(tensors["basis"].shape)
     temporary = out.with_suffix(".tmp")
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, str(temporary))
+    save_file({k: v.half().contiguous() for k, v in tensors.items()}, str(temporary))
     temporary.replace(out)

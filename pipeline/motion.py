@@ -175,6 +175,21 @@ class RestingFace:
         return out
 
 
+# The map delivers less of these than is asked (slope of delivered on asked over 250 random motions of 25
+# generated people: jaw 0.64, looking up 0.76, blinks 0.89), so as much more is asked.
+_GAINS = np.ones(len(BLENDSHAPE_NAMES), np.float32)
+for _name, _gain in {
+    "jawOpen": 1.45, "eyeLookUpLeft": 1.25, "eyeLookUpRight": 1.25, "eyeBlinkLeft": 1.12, "eyeBlinkRight": 1.12,
+}.items():  # fmt: skip
+    _GAINS[BLENDSHAPE_NAMES.index(_name)] = _gain
+
+
+def amplified(blendshapes: F32, rest: F32) -> F32:
+    """What to ask of the motion map for blendshapes (52,) to appear, around the virtual person's rest (52,)."""
+    out: F32 = np.clip(rest + (blendshapes - rest) * _GAINS, 0.0, 1.3).astype(np.float32)
+    return out
+
+
 def transfer(blendshapes: F32, rest: F32, virtual_rest: F32) -> F32:
     """The driver's expression relative to his rest, on the virtual person's rest; keeps 0 and 1 reachable.
 

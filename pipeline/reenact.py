@@ -30,6 +30,7 @@ from keyface.pipeline.motion import (
     OneEuro,
     RestingFace,
     SteadyMesh,
+    amplified,
     controls_of,
     transfer,
 )
@@ -255,7 +256,8 @@ class Reenactor:
         role.rest.update(controls[2:], t_s, is_frontal=frontal)
         limits = np.array([self._o.max_yaw_deg, self._o.max_pitch_deg], np.float32) / POSE_SCALE_DEG
         controls[:2] = np.clip(controls[:2], -limits, limits)
-        controls[2:] = transfer(controls[2:], role.rest.blendshapes, self._basis.resting)
+        resting = self._basis.resting
+        controls[2:] = amplified(transfer(controls[2:], role.rest.blendshapes, resting), resting)
         return controls
 
     def _rehearse(self, role: _Role, wanted: F32, item: AnalysedFrame, face: Face) -> None:

@@ -20,6 +20,7 @@ from keyface.pipeline.motion import (
     OneEuro,
     OneEuroOptions,
     RestingFace,
+    amplified,
     controls_of,
     transfer,
 )
@@ -337,3 +338,12 @@ def test_transfer_between_equal_rests_changes_nothing(blendshapes: np.ndarray, r
     small = (rest > 0) & (rest < 1e-3)  # divided by at least 1e-3
     out = transfer(blendshapes, rest, rest)
     np.testing.assert_allclose(out[~small], blendshapes[~small], atol=1e-5)
+
+
+@given(SHARES, RESTS)
+def test_amplified_keeps_the_rest_and_never_asks_for_less(blendshapes: np.ndarray, rest: np.ndarray) -> None:
+    asked = amplified(blendshapes, rest)
+    assert np.isfinite(asked).all() and asked.min() >= 0.0 and asked.max() <= 1.3
+    np.testing.assert_allclose(amplified(rest, rest), rest, atol=1e-6)
+    above = blendshapes >= rest
+    assert (asked[above] >= blendshapes[above] - 1e-6).all()

@@ -96,7 +96,7 @@ def test_the_driver_is_followed_relative_to_the_resting_face(
     reenactor = make(rehearsals=0)
     reenactor.process(item(face(yaw=15.0, pitch=-9.0, jawOpen=1.0)))
     np.testing.assert_allclose(world.shown[:2], [0.5, -0.3], atol=1e-6)
-    assert world.shown[2 + JAW] == pytest.approx(1.0)
+    assert world.shown[2 + JAW] == pytest.approx(1.3)  # more than wanted, since the map delivers less
     np.testing.assert_allclose(np.delete(world.shown[2:], JAW), 0.1, atol=1e-6)
 
 
@@ -387,9 +387,7 @@ def test_what_pasting_takes_from_the_pose_is_asked_for_in_addition(
 def test_what_is_asked_for_because_of_pasting_is_bounded(
     make: Callable[..., Reenactor], face: Callable[..., Face], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "keyface.pipeline.reenact.pose_missed", lambda *_: np.array([0.5, -0.5], np.float32)
-    )
+    monkeypatch.setattr("keyface.pipeline.reenact.pose_missed", lambda *_: np.array([0.5, -0.5], np.float32))
     reenactor = make()
     for index in range(60):
         reenactor.process(item(face(), index=index))

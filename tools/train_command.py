@@ -198,8 +198,9 @@ def _motion(args: argparse.Namespace) -> dict[str, Any]:
     wanted = motion_data.wanted_controls(load_controls(args.controls))
     samples = load_samples(args.samples)
     store = _models(
-        args, "synthesis_1024", "mapping", "face_mesh", "face_blendshapes", "mobilefacenet", "head256"
-    )
+        args, "synthesis_1024", "mapping", "face_mesh", "face_blendshapes", "mobilefacenet", "head256",
+        "identity_basis",
+    )  # fmt: skip
     torch.set_num_threads(args.threads)
     measure = _face_measure(store)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +214,18 @@ def _motion(args: argparse.Namespace) -> dict[str, Any]:
         generator = Generator256.load(store.path("synthesis_1024"), args.head or store.path("head256"))
         train_motion(
             generator, measure, lambda n, rng: people.draw(n, rng, mapping), wanted,
-            motion_data.initial_map(people, measures), args.out, config,
+            motion_data.initial_map(people, measures), args.out, config, _motion_guards(store),
         )  # fmt: skip
     return {"steps": steps_done(args.out), "wanted": args.steps}
+
+
+def _motion_guards(store: Any) -> tuple[Any, Any]:
+    """Normals and steps (2, 512) of the guards against glasses and hair over the face, which motion must not
+    touch; the guard against child faces is none of its business."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(str(store.path("identity_basis")))
+    return tensors["guard_normals"][[0, 2]], tensors["guard_steps"][[0, 2]]
 
 
 def _identity(args: argparse.Namespace) -> dict[str, Any]:
