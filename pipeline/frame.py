@@ -27,6 +27,7 @@ RedactionReason = Literal[
     "timed_out",
     "requested",
     "implausible",
+    "too_alike",
 ]
 
 

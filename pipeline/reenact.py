@@ -23,7 +23,7 @@ from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.mirror import pose_missed
+from keyface.pipeline.mirror import look_at_pasted, pose_missed
 from keyface.pipeline.motion import (
     POSE_SCALE_DEG,
     MotionMap,
@@ -54,10 +54,10 @@ class ReenactOptions:
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
         look_every: frames between looks at the pasted face; see pipeline.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
-        wanted_similarity: cosine of virtual and real person, both taken off the mean generated face (SFace),
-            below which a candidate is taken at once. Two people who differ have 0.0 to 0.2, so the first
-            candidate nearly always passes, and the choice does not hang on a hair.
-        max_similarity: of the most unlike candidate, taken when none is as unlike as wanted.
+        wanted_likeness: of a candidate who is taken at once; see `_likeness`. Two people who differ have 0.0 to
+            0.2, pasted 0.1 to 0.3, so the first candidate mostly passes, and the choice hangs on no hair.
+        max_likeness: of the most unlike candidate, taken when none is as unlike as wanted; and of the pasted
+            face at any later look, beyond which it is mosaicked until it is less like the driver again.
         max_candidates: tried at most.
     """
 
@@ -69,9 +69,9 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_similarity: float = 0.33
-    max_similarity: float = 0.45
-    max_candidates: int = 12
+    wanted_likeness: float = 0.3
+    max_likeness: float = 0.42
+    max_candidates: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ class Puppet:
 
 
 class _Role:
-    """One track's part: the person, the driver's filters, and what the last rendering missed."""
+    """One track's part: the person, the driver's embedding and filters, and what the last rendering missed."""
 
-    def __init__(self, person: Person, resting: F32) -> None:
-        self.person = person
+    def __init__(self, person: Person, driver: F32, resting: F32) -> None:
+        self.person, self.driver = person, driver
         self.filter = OneEuro()
         self.steady_driver = SteadyMesh()
         self.steady_virtual = SteadyMesh()
@@ -145,6 +145,7 @@ class _Role:
         self.mesh: FaceMesh | None = person.own_mesh
         self.pasting = np.zeros(2, np.float32)  # what pasting takes from yaw and pitch, asked for in addition
         self.n_shown = 0
+        self.is_too_alike = False
 
     def forget_motion(self) -> None:
         """After a cut: the next frame has nothing to do with the last."""
@@ -215,7 +216,7 @@ class Reenactor:
         yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
         if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
             return "extreme_pose"
-        role = self._role(face.track_id, known_until_s)
+        role = self._role(item, face, known_until_s)
         if role is None:
             return "reenactment_failed"
         wanted = self._wanted(role, face.mesh, item.frame.pts_s)
@@ -225,7 +226,7 @@ class Reenactor:
         found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
         if isinstance(found, VirtualFace) and role.n_shown % self._o.look_every == 0:
             self._look(role, item, face, found, 0.4)
-        return found
+        return "too_alike" if role.is_too_alike else found
 
     def _show(
         self, role: _Role, wanted: F32, face: Face, gain: float, t_s: float | None = None
@@ -268,12 +269,17 @@ class Reenactor:
                 self._look(role, item, face, found, 0.7)
 
     def _look(self, role: _Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
-        """Learns what pasting does to the pose."""
-        assert self._engines is not None
-        missed = pose_missed(self._engines.landmarker, item, face, virtual)
-        if missed is not None:
-            limit = self._o.max_correction_deg / POSE_SCALE_DEG
-            role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
+        """Learns what pasting does to the pose, and whether the pasted face is like the driver."""
+        assert self._engines is not None and self._puppet is not None and face.mesh is not None
+        looked = look_at_pasted(self._engines.landmarker, item, face, virtual)
+        if looked is None:
+            return
+        image_rgb, seen = looked
+        limit = self._o.max_correction_deg / POSE_SCALE_DEG
+        missed = pose_missed(face.mesh, seen)
+        role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
+        likeness = float(self._puppet.embed(image_rgb, seen) @ role.driver)
+        role.is_too_alike = likeness >= self._o.max_likeness
 
     def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
         """Integral correction of the pose: what the rendering keeps missing is asked for in addition.
@@ -286,42 +292,52 @@ class Reenactor:
         error = (wanted - controls_of(mesh))[:2]
         role.correction[:2] = np.clip(role.correction[:2] + gain * error, -limit, limit)
 
-    def _role(self, track_id: int, known_until_s: float) -> _Role | None:
-        if track_id not in self._roles:
-            number = self._identities.person_of(track_id, until_pts_s=known_until_s)
-            person = None if number is None else self._person(number)
+    def _role(self, item: AnalysedFrame, face: Face, known_until_s: float) -> _Role | None:
+        if face.track_id not in self._roles:
+            number = self._identities.person_of(face.track_id, until_pts_s=known_until_s)
+            if number is None:
+                return None
+            driver = self._identities.embedding_of(number)
+            if number not in self._cast:
+                self._cast[number] = self._choose(driver, item, face)
+            person = self._cast[number]
             if person is None:
                 return None
-            self._roles[track_id] = _Role(person, self._basis.resting)
-        return self._roles[track_id]
+            self._roles[face.track_id] = _Role(person, driver, self._basis.resting)
+        return self._roles[face.track_id]
 
-    def _person(self, number: int) -> Person | None:
-        """The virtual person for a real one; None when no candidate is unlike enough."""
-        if number not in self._cast:
-            self._cast[number] = self._choose(self._identities.embedding_of(number))
-        return self._cast[number]
-
-    def _choose(self, embedding: F32) -> Person | None:
-        """The first candidate as unlike the real person as wanted, else the most unlike of all."""
+    def _choose(self, driver: F32, item: AnalysedFrame, face: Face) -> Person | None:
+        """The first candidate as unlike the driver as wanted, else the most unlike of all; None when all are too
+        like."""
         assert self._puppet is not None
-        chosen, least = None, self._o.max_similarity
+        chosen, least = None, self._o.max_likeness
         for candidate in range(self._o.max_candidates):
-            person = self._puppet.meet(self._virtual.w(embedding, candidate))
-            similarity = 1.0 if person is None else self._similarity(person, embedding)
-            if similarity < least:
-                chosen, least = person, similarity
-            if least < self._o.wanted_similarity:
+            person = self._puppet.meet(self._virtual.w(driver, candidate))
+            likeness = 1.0 if person is None else self._likeness(person, driver, item, face)
+            if likeness < least:
+                chosen, least = person, likeness
+            if least < self._o.wanted_likeness:
                 break
         return chosen
 
-    def _similarity(self, person: Person, embedding: F32) -> float:
-        """Cosine of the virtual person, shown at rest from the front, and the real one; 1 where no face is
-        found."""
-        assert self._puppet is not None
+    def _likeness(self, person: Person, driver: F32, item: AnalysedFrame, face: Face) -> float:
+        """How like the driver a candidate is, [-1, 1]; 1 where no face is found. The larger of two cosines (SFace):
+        of the virtual person at rest from the front, both taken off the mean generated face, which all of them
+        share; and of the face pasted over the driver's."""
+        assert self._puppet is not None and self._engines is not None and face.mesh is not None
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
         crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
         if mesh is None:
             return 1.0
         mean = self._basis.mean_embedding
-        virtual, real = self._puppet.embed(crop, mesh) - mean, embedding - mean
-        return float(virtual @ real / max(float(np.linalg.norm(virtual) * np.linalg.norm(real)), 1e-6))
+        virtual, real = self._puppet.embed(crop, mesh) - mean, driver - mean
+        alone = float(virtual @ real / max(float(np.linalg.norm(virtual) * np.linalg.norm(real)), 1e-6))
+        found = self._show(
+            _Role(person, driver, self._basis.resting), controls_of(face.mesh), face, self._o.correction
+        )
+        looked = None
+        if isinstance(found, VirtualFace):
+            looked = look_at_pasted(self._engines.landmarker, item, face, found)
+        if looked is None:
+            return alone
+        return max(alone, float(self._puppet.embed(*looked) @ driver))
