@@ -27,6 +27,7 @@ from keyface.models.population import F32, N_AXES, Population
 from keyface.models.samples import Samples, is_mixed
 
 N_EMBEDDED = 240  # samples looked at for the mean embedding
+N_COHORT = 64  # generated people against whom likeness is normalised
 N_GUARD_AXES = 160
 RIDGE = 300.0
 LIMIT_PERCENTILE = 30.0  # of the scores of samples without the label
@@ -192,8 +193,8 @@ def _cross_validated(x: Floats, y: npt.NDArray[Any], fit: Callable[[Any, Any], F
     return score
 
 
-def mean_embedding(samples: Samples, embed: Embed, n: int = N_EMBEDDED) -> F32:
-    """(128,) mean of the unit embeddings of the first plain samples.
+def generated_embeddings(samples: Samples, embed: Embed, n: int = N_EMBEDDED) -> F32:
+    """(K, 128) unit embeddings of the first plain samples.
 
     Args:
         embed: uint8 (256, 256, 3) -> (128,) of norm 1, None where no face is found.
@@ -205,7 +206,7 @@ def mean_embedding(samples: Samples, embed: Embed, n: int = N_EMBEDDED) -> F32:
     kept = [e for e in found if e is not None]
     if not kept:
         raise UsageError("No face was found in the samples.", "Make them anew: keyface train samples")
-    return np.asarray(np.mean(kept, 0), np.float32)
+    return np.asarray(np.stack(kept), np.float32)
 
 
 def resting_expression(rows: F32) -> F32:
@@ -223,11 +224,12 @@ def resting_expression(rows: F32) -> F32:
 
 
 def save_identity_basis(
-    out: Path, *, embedding: F32, resting: F32, population: Population, guards: Mapping[str, Guard]
+    out: Path, *, embeddings: F32, resting: F32, population: Population, guards: Mapping[str, Guard]
 ) -> None:
     """Half precision, under the names that `pipeline.virtual.IdentityBasis` reads."""
     tensors = {
-        "mean_embedding": embedding,
+        "mean_embedding": embeddings.mean(0),
+        "cohort": embeddings[np.arange(N_COHORT) % len(embeddings)],
         "w_mean": population.mean,
         "axes": population.axes[:N_AXES],
         "deviations": population.deviations[:N_AXES],

@@ -11,6 +11,7 @@ face is found or that does not fit the driver's, is left to be mosaicked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,8 +55,8 @@ class ReenactOptions:
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
         look_every: frames between looks at the pasted face; see pipeline.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
-        wanted_likeness: of a candidate who is taken at once; see `_likeness`. Two people who differ have 0.0 to
-            0.2, pasted 0.1 to 0.3, so the first candidate mostly passes, and the choice hangs on no hair.
+        wanted_likeness: of a candidate who is taken at once; see `_likeness`, deviations. Most pasted faces have
+            0.5 to 2.5, so the first or second candidate mostly passes, and the choice hangs on no hair.
         max_likeness: of the most unlike candidate, taken when none is as unlike as wanted; and of the pasted
             face at any later look, beyond which it is mosaicked until it is less like the driver again.
         max_candidates: tried at most.
@@ -69,8 +70,8 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_likeness: float = 0.3
-    max_likeness: float = 0.42
+    wanted_likeness: float = 2.5
+    max_likeness: float = 4.0
     max_candidates: int = 8
 
 
@@ -278,7 +279,7 @@ class Reenactor:
         limit = self._o.max_correction_deg / POSE_SCALE_DEG
         missed = pose_missed(face.mesh, seen)
         role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
-        likeness = float(self._puppet.embed(image_rgb, seen) @ role.driver)
+        likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
         role.is_too_alike = likeness >= self._o.max_likeness
 
     def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
@@ -313,7 +314,7 @@ class Reenactor:
         chosen, least = None, self._o.max_likeness
         for candidate in range(self._o.max_candidates):
             person = self._puppet.meet(self._virtual.w(driver, candidate))
-            likeness = 1.0 if person is None else self._likeness(person, driver, item, face)
+            likeness = math.inf if person is None else self._likeness(person, driver, item, face)
             if likeness < least:
                 chosen, least = person, likeness
             if least < self._o.wanted_likeness:
@@ -321,17 +322,14 @@ class Reenactor:
         return chosen
 
     def _likeness(self, person: Person, driver: F32, item: AnalysedFrame, face: Face) -> float:
-        """How like the driver a candidate is, [-1, 1]; 1 where no face is found. The larger of two cosines (SFace):
-        of the virtual person at rest from the front, both taken off the mean generated face, which all of them
-        share; and of the face pasted over the driver's."""
+        """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`_alike`):
+        of the virtual person at rest from the front, and of the face pasted over the driver's."""
         assert self._puppet is not None and self._engines is not None and face.mesh is not None
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
         crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
         if mesh is None:
-            return 1.0
-        mean = self._basis.mean_embedding
-        virtual, real = self._puppet.embed(crop, mesh) - mean, driver - mean
-        alone = float(virtual @ real / max(float(np.linalg.norm(virtual) * np.linalg.norm(real)), 1e-6))
+            return math.inf
+        alone = self._alike(self._puppet.embed(crop, mesh), driver)
         found = self._show(
             _Role(person, driver, self._basis.resting), controls_of(face.mesh), face, self._o.correction
         )
@@ -340,4 +338,14 @@ class Reenactor:
             looked = look_at_pasted(self._engines.landmarker, item, face, found)
         if looked is None:
             return alone
-        return max(alone, float(self._puppet.embed(*looked) @ driver))
+        return max(alone, self._alike(self._puppet.embed(*looked), driver))
+
+    def _alike(self, virtual: F32, driver: F32) -> float:
+        """How like two embeddings (128,) are: their cosine, measured in deviations above what generated people have
+        with this driver (Z-norm, as in speaker verification; Auckenthaler et al. 2000).
+
+        A driver who is generated himself is like all generated people to a recogniser, and a driver of flesh and
+        blood like none; the normalised score means the same for both.
+        """
+        cohort = self._basis.cohort @ driver
+        return (float(virtual @ driver) - float(cohort.mean())) / max(float(cohort.std()), 0.02)

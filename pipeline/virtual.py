@@ -56,7 +56,8 @@ class IdentityBasis:
     """Statistics that identities are made from.
 
     Attributes:
-        mean_embedding: (128,) mean of unit embeddings.
+        mean_embedding: (128,) mean of unit embeddings of generated people.
+        cohort: (64, 128) unit embeddings of generated people, see `Reenactor`'s likeness.
         w_mean: (512,); axes: (128, 512) principal axes of w; deviations: (128,) along them.
         resting: (52,) blendshapes of people at rest.
         guard_normals, guard_steps: (K, 512); score k of w is guard_normals[k] @ (w - w_mean), and moving w by
@@ -64,6 +65,7 @@ class IdentityBasis:
     """
 
     mean_embedding: F32
+    cohort: F32
     w_mean: F32
     axes: F32
     deviations: F32
@@ -78,7 +80,8 @@ class IdentityBasis:
         t = {name: array.astype(np.float32) for name, array in load_file(str(path)).items()}
         n_guards = len(t.get("guard_limits", ()))
         want = {
-            "mean_embedding": (128,), "w_mean": (512,), "axes": (128, 512), "deviations": (128,), "resting": (52,),
+            "mean_embedding": (128,), "cohort": (64, 128), "w_mean": (512,),
+            "axes": (128, 512), "deviations": (128,), "resting": (52,),
             "guard_normals": (n_guards, 512), "guard_steps": (n_guards, 512), "guard_limits": (n_guards,),
         }  # fmt: skip
         for name, shape in want.items():

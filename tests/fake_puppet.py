@@ -153,4 +153,5 @@ class People:
 @dataclass
 class Basis:
     resting: np.ndarray = field(default_factory=lambda: REST)
-    mean_embedding: np.ndarray = field(default_factory=lambda: np.zeros(128, np.float32))
+    # no likeness on average, deviation 0.1: a cosine of 0.25 scores 2.5
+    cohort: np.ndarray = field(default_factory=lambda: np.outer(np.repeat([-0.1, 0.1], 32), np.eye(128)[0]))

@@ -202,17 +202,17 @@ def test_the_resting_face_is_the_median_of_calm_ones() -> None:
 def test_the_saved_basis_is_what_the_product_reads(tmp_path: Path) -> None:
     people = population.measure_population(fake_mapping, n=1000)
     made = plain_samples(40)
-    embedding = identity_basis.mean_embedding(
+    embeddings = identity_basis.generated_embeddings(
         made, lambda image: np.eye(128, dtype=np.float32)[image[0, 0, 0]]
     )
     with pytest.raises(UsageError, match="No face was found"):
-        identity_basis.mean_embedding(made, lambda image: None)
+        identity_basis.generated_embeddings(made, lambda image: None)
     guards = identity_basis.fit_guards(
         made, identity_basis.Labels(7, 40, {"hat": (1, 2), "cap": (3,), "wig": (5, 6)}), people
     )
     out = tmp_path / "new" / "identity.safetensors"
     identity_basis.save_identity_basis(
-        out, embedding=embedding, resting=np.zeros(52, np.float32), population=people, guards=guards
+        out, embeddings=embeddings, resting=np.zeros(52, np.float32), population=people, guards=guards
     )
     basis = IdentityBasis.load(out)
     np.testing.assert_allclose(basis.mean_embedding, np.eye(128)[0], atol=1e-3)

@@ -38,6 +38,7 @@ def fake_basis(**changes: Any) -> IdentityBasis:
     """A small world with plain numbers: w is the code in its first 128 dimensions, and no guard."""
     values: dict[str, Any] = {
         "mean_embedding": np.zeros(128, np.float32),
+        "cohort": np.zeros((64, 128), np.float32),
         "w_mean": np.zeros(512, np.float32),
         "axes": np.eye(128, 512, dtype=np.float32),
         "deviations": np.ones(128, np.float32),

@@ -243,11 +243,11 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
         people = population.load_or_measure(args.samples, mapping)
     guards = identity_basis.fit_guards(samples, labels, people)
     with _face_looks(store, args) as (embed, cover):
-        embedding = identity_basis.mean_embedding(samples, embed)
+        embeddings = identity_basis.generated_embeddings(samples, embed)
         guards["cover"] = identity_basis.fit_cover_guard(samples, cover, people)
     identity_basis.save_identity_basis(
         args.out,
-        embedding=embedding,
+        embeddings=embeddings,
         resting=identity_basis.resting_expression(rows),
         population=people,
         guards=guards,
