@@ -28,7 +28,9 @@ from keyface.pipeline.stage import StagePlan
 
 FAST = ProcessOptions(threads=1)
 EXACT = ProcessOptions(preset="exact", threads=1)
-SAME_PERSON = 0.363  # SFace's own threshold
+# FAR 0.1 % of `Likeness` among 660 generated people (20 galleries of 8). SFace's own 0.363 holds for photos of
+# real people: all generated faces have something in common that a recogniser sees.
+SAME_PERSON = 0.547
 
 
 def acted_frames(

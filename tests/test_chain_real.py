@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from real_chain import (
 )
 
 from keyface.engines.open import open_engine
+from keyface.pipeline.capture import FileSource
 from keyface.pipeline.face import BLENDSHAPE_NAMES
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.key import Key
@@ -77,7 +80,7 @@ def test_the_virtual_person_is_not_the_one_before_the_camera(
     likeness: Likeness, before: list[Seen], after: list[Seen]
 ) -> None:
     to_original = likeness.between(before, after)
-    assert np.median(to_original) < SAME_PERSON and to_original.max() < 0.55
+    assert np.median(to_original) < SAME_PERSON and np.mean(to_original >= SAME_PERSON) < 0.3
     assert to_original.mean() < likeness.to_mean(before).mean() - 0.3, "nearer to himself than to the other"
 
 
@@ -108,15 +111,19 @@ def test_another_key_gives_another_face(
     assert np.median(between) < SAME_PERSON
 
 
+@pytest.mark.shared
 def test_the_same_person_has_the_same_face_in_another_clip(
-    models: Any, looker: Looker, likeness: Likeness, played: Played
+    models: Any, looker: Looker, likeness: Likeness, shared_dir: Path
 ) -> None:
-    """Another part of the performance, another size, other frames to learn from."""
-    again = play(models, acted_frames(models, PERSON, n_frames=10, first=14, size_px=256), Key(KEY))
-    assert all(frame.replaced == (0,) for frame in again.safe)
-    between = likeness.between(looker.only(played.crops_of(0)[:10]), looker.only(again.crops_of(0)))
+    """Two clips of one person, of different makers; a generated person would be like every candidate."""
+    crops = []
+    for name in ("vr_3.mp4", "ve_AOC.mp4"):
+        with FileSource(shared_dir / "data" / "videos" / "real" / name) as source:
+            played = play(models, list(itertools.islice(source, 12)), Key(KEY))
+        assert all(frame.replaced == (0,) for frame in played.safe)
+        crops.append(looker.only(played.crops_of(0)))
     # Poses and expressions differ: faces of one clip, 20 frames apart, have about 0.6 among themselves.
-    assert np.median(between) > SAME_PERSON + 0.05
+    assert np.median(likeness.between(*crops)) > SAME_PERSON + 0.05
 
 
 def test_two_people_keep_their_places_and_their_own_faces(
