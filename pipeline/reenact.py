@@ -35,7 +35,7 @@ from keyface.pipeline.motion import (
     controls_of,
     transfer,
 )
-from keyface.pipeline.place import fit_frame_from_crop, misfit
+from keyface.pipeline.place import face_width, fit_frame_from_crop, misfit
 from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
@@ -57,8 +57,10 @@ class ReenactOptions:
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         wanted_likeness: of a candidate who is taken at once; see `_likeness`, deviations. Most pasted faces have
             0.5 to 2.5, so the first or second candidate mostly passes, and the choice hangs on no hair.
-        max_likeness: of the most unlike candidate, taken when none is as unlike as wanted; and of the pasted
-            face at any later look, beyond which it is mosaicked until it is less like the driver again.
+        max_likeness: of the most unlike candidate, taken when none is as unlike as wanted.
+        max_later_likeness: of the pasted face at a later look, from which it is mosaicked until it is less like the
+            driver again; above `max_likeness`, since pose and expression move the score by about one.
+        min_likeness_px: smaller faces are not compared once pasted: no recogniser reads them well.
         max_candidates: tried at most.
     """
 
@@ -70,8 +72,10 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_likeness: float = 2.7
-    max_likeness: float = 4.0
+    wanted_likeness: float = 2.3
+    max_likeness: float = 3.6
+    max_later_likeness: float = 4.2
+    min_likeness_px: float = 56.0
     max_candidates: int = 12
 
 
@@ -279,8 +283,9 @@ class Reenactor:
         limit = self._o.max_correction_deg / POSE_SCALE_DEG
         missed = pose_missed(face.mesh, seen)
         role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
-        likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
-        role.is_too_alike = likeness >= self._o.max_likeness
+        if face_width(face.mesh.points_xy) >= self._o.min_likeness_px:
+            likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
+            role.is_too_alike = likeness >= self._o.max_later_likeness
 
     def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
         """Integral correction of the pose: what the rendering keeps missing is asked for in addition.
@@ -330,6 +335,8 @@ class Reenactor:
         if mesh is None:
             return math.inf
         alone = self._alike(self._puppet.embed(crop, mesh), driver)
+        if face_width(face.mesh.points_xy) < self._o.min_likeness_px:
+            return alone
         found = self._show(
             _Role(person, driver, self._basis.resting), controls_of(face.mesh), face, self._o.correction
         )
