@@ -222,8 +222,8 @@ class Reenactor:
         if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
             return "extreme_pose"
         role = self._role(item, face, known_until_s)
-        if role is None:
-            return "reenactment_failed"
+        if isinstance(role, str):
+            return role
         wanted = self._wanted(role, face.mesh, item.frame.pts_s)
         if role.n_shown == 0:
             self._rehearse(role, wanted, item, face)
@@ -298,17 +298,17 @@ class Reenactor:
         error = (wanted - controls_of(mesh))[:2]
         role.correction[:2] = np.clip(role.correction[:2] + gain * error, -limit, limit)
 
-    def _role(self, item: AnalysedFrame, face: Face, known_until_s: float) -> _Role | None:
+    def _role(self, item: AnalysedFrame, face: Face, known_until_s: float) -> _Role | RedactionReason:
         if face.track_id not in self._roles:
             number = self._identities.person_of(face.track_id, until_pts_s=known_until_s)
             if number is None:
-                return None
+                return "reenactment_failed"
             driver = self._identities.embedding_of(number)
             if number not in self._cast:
                 self._cast[number] = self._choose(driver, item, face)
             person = self._cast[number]
             if person is None:
-                return None
+                return "too_alike"
             self._roles[face.track_id] = _Role(person, driver, self._basis.resting)
         return self._roles[face.track_id]
 

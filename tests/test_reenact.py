@@ -294,10 +294,10 @@ def test_when_nobody_suits_the_face_is_refused_and_the_search_is_not_repeated(
 ) -> None:
     world.similarity = (0.9, *(0.37,) * 11)
     reenactor = make()
-    assert reasons(reenactor.process(item(face()))) == ["reenactment_failed"]
+    assert reasons(reenactor.process(item(face()))) == ["too_alike"]
     assert set(world.candidates) == set(range(ReenactOptions().max_candidates))
     world.forget()
-    assert reasons(reenactor.process(item(face(), index=1))) == ["reenactment_failed"]
+    assert reasons(reenactor.process(item(face(), index=1))) == ["too_alike"]
     assert not world.candidates, "each frame would cost a dozen renderings"
 
 
