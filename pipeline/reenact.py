@@ -72,10 +72,10 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_likeness: float = 2.3
+    wanted_likeness: float = 2.0
     max_likeness: float = 3.6
     max_later_likeness: float = 4.2
-    min_likeness_px: float = 56.0
+    min_likeness_px: float = 30.0
     max_candidates: int = 12
 
 
