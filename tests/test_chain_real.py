@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from real_chain import (
     EXACT,
+    FAST,
     SAME_PERSON,
     Likeness,
     Looker,
@@ -156,10 +157,13 @@ def test_the_same_key_gives_the_same_pixels(models: Any, clip: list[Frame]) -> N
 
 
 def test_the_default_preset_shows_the_same_person_as_the_exact_one(
-    models: Any, clip: list[Frame], played: Played
+    models: Any, clip: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = play(models, clip, Key(KEY), EXACT).images[:8]
-    difference = np.abs(np.stack(exact).astype(int) - np.stack(played.images[:8]))
+    """Which candidate is taken may hang on the precision when the driver is generated himself and like all of them;
+    what is shown of a candidate may not."""
+    monkeypatch.setattr("keyface.pipeline.reenact.Reenactor._likeness", lambda *_: 0.0)
+    fast, exact = (np.stack(play(models, clip[:8], Key(KEY), options).images) for options in (FAST, EXACT))
+    difference = np.abs(exact.astype(int) - fast)
     assert difference.mean() < 0.5 and difference.max() < 24
 
 

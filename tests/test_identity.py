@@ -212,7 +212,7 @@ def test_a_person_is_found_again_in_another_track_and_others_are_not(
     assert [identities.person_of(track_id) for track_id in range(5)] == [0, 1, 0, 2, 1]
 
 
-@pytest.mark.parametrize(("similarity", "is_same"), [(0.45, False), (0.55, True)])
+@pytest.mark.parametrize(("similarity", "is_same"), [(0.45, False), (0.66, True)])
 def test_the_threshold_decides_whether_two_tracks_are_one_person(
     make: Callable[..., Identities], face: Callable[..., Face], recogniser: FakeRecogniser,
     similarity: float, is_same: bool,
