@@ -56,10 +56,12 @@ class ReenactOptions:
         look_every: frames between looks at the pasted face; see pipeline.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         wanted_likeness: of a candidate who is taken at once; see `_likeness`, deviations. Most pasted faces have
-            0.5 to 2.5, so the first or second candidate mostly passes, and the choice hangs on no hair.
+            0.5 to 2.5; under 1.2 the recognisers of the evaluation see two people with room to spare.
         max_likeness: of the most unlike candidate, taken when none is as unlike as wanted.
         max_later_likeness: of the pasted face at a later look, from which it is mosaicked until it is less like the
             driver again; above `max_likeness`, since pose and expression move the score by about one.
+        min_face_px: narrower faces (root of the area of the landmarks' box) are mosaicked: most of such a face is
+            hair and outline, which are the driver's. A detector's box is then about 45 px high.
         min_likeness_px: smaller faces are not compared once pasted: no recogniser reads them well.
         max_candidates: tried at most.
     """
@@ -72,9 +74,10 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_likeness: float = 2.0
+    wanted_likeness: float = 1.2
     max_likeness: float = 3.6
     max_later_likeness: float = 4.2
+    min_face_px: float = 38.0
     min_likeness_px: float = 30.0
     max_candidates: int = 12
 
@@ -221,6 +224,8 @@ class Reenactor:
         yaw, pitch, _ = np.abs(face.mesh.pose_ypr_deg)
         if yaw > self._o.max_yaw_deg + self._o.slack_deg or pitch > self._o.max_pitch_deg + self._o.slack_deg:
             return "extreme_pose"
+        if face_width(face.mesh.points_xy) < self._o.min_face_px:
+            return "too_small"
         role = self._role(item, face, known_until_s)
         if isinstance(role, str):
             return role
