@@ -20,7 +20,7 @@ from keyface.engines.open import open_engine
 from keyface.pipeline.align import cut_out
 from keyface.pipeline.face import F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import BOX_PER_MESH, BOX_RISE, apply_affine, pose_from_mesh
+from keyface.pipeline.geometry import BOX_PER_MESH, BOX_RISE, apply_affine, box_from_mesh, pose_from_mesh
 
 CROP_SIZE = 256
 N_POINTS = 478
@@ -113,6 +113,17 @@ def box_from_points_5(points_5: F32) -> F32:
     centre = eyes * 0.7 + mouth * 0.3
     half = np.array([1.1 * unit, 1.4 * unit])
     return np.concatenate([centre - half, centre + half]).astype(np.float32)
+
+
+def box_from_hints(points_5: F32 | None, box_xyxy: F32 | None, previous: FaceMesh | None) -> F32:
+    """A detector-like box (4,) px from the most precise hint. Raises ValueError without any."""
+    if previous is not None:
+        return box_from_mesh(previous.points_xyz)
+    if box_xyxy is not None:
+        return box_xyxy
+    if points_5 is None:
+        raise ValueError("landmarks: got no hint, want points_5, box_xyxy or previous")
+    return box_from_points_5(points_5)
 
 
 class LiteRtLandmarker:

@@ -13,8 +13,8 @@ from keyface.configs.errors import EngineError
 from keyface.pipeline.canonical_face import CANONICAL_XYZ
 from keyface.pipeline.face import BLENDSHAPE_NAMES, F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import F64, box_from_mesh, pose_from_mesh
-from keyface.pipeline.landmarks import N_POINTS, box_from_points_5
+from keyface.pipeline.geometry import F64, pose_from_mesh
+from keyface.pipeline.landmarks import N_POINTS, box_from_hints
 
 # The mesh point at the place of each of the 68: jaw, brows, nose, eyes, outer and inner lips.
 MESH_INDEX_OF_68 = np.array([
@@ -69,12 +69,7 @@ class FaceAlignmentLandmarker:
         previous: FaceMesh | None = None,
     ) -> FaceMesh | None:
         """See `Landmarker`. Raises ValueError without any hint."""
-        if previous is not None:
-            box_xyxy = box_from_mesh(previous.points_xyz)
-        elif box_xyxy is None:
-            if points_5 is None:
-                raise ValueError("landmarks: got no hint, want points_5, box_xyxy or previous")
-            box_xyxy = box_from_points_5(points_5)
+        box_xyxy = box_from_hints(points_5, box_xyxy, previous)
         if self._network is None:
             raise EngineError("face-alignment is closed.")
         try:

@@ -11,8 +11,8 @@ from keyface.configs.errors import EngineError
 from keyface.pipeline.align import cut_out
 from keyface.pipeline.face import F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import apply_affine, box_from_mesh, pose_from_mesh
-from keyface.pipeline.landmarks import Roi, box_from_points_5
+from keyface.pipeline.geometry import apply_affine, pose_from_mesh
+from keyface.pipeline.landmarks import Roi, box_from_hints
 
 _CROP_PX = 320
 _CROP_PER_BOX = 1.8  # its own detector wants some room around the face
@@ -59,12 +59,7 @@ class MediaPipeLandmarker:
         previous: FaceMesh | None = None,
     ) -> FaceMesh | None:
         """See `Landmarker`. Raises ValueError without any hint."""
-        if previous is not None:
-            box_xyxy = box_from_mesh(previous.points_xyz)
-        elif box_xyxy is None:
-            if points_5 is None:
-                raise ValueError("landmarks: got no hint, want points_5, box_xyxy or previous")
-            box_xyxy = box_from_points_5(points_5)
+        box_xyxy = box_from_hints(points_5, box_xyxy, previous)
         frame_from_crop = _crop_of(box_xyxy)
         crop = cut_out(image_rgb, frame_from_crop, _CROP_PX, border="black", max_step=2.0)
         image = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=crop)

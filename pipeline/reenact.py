@@ -62,7 +62,6 @@ class ReenactOptions:
             driver again; above `max_likeness`, since pose and expression move the score by about one.
         min_face_px: narrower faces (root of the area of the landmarks' box) are mosaicked: most of such a face is
             hair and outline, which are the driver's. A detector's box is then about 45 px high.
-        min_likeness_px: smaller faces are not compared once pasted: no recogniser reads them well.
         max_candidates: tried at most.
     """
 
@@ -78,7 +77,6 @@ class ReenactOptions:
     max_likeness: float = 3.6
     max_later_likeness: float = 4.2
     min_face_px: float = 38.0
-    min_likeness_px: float = 30.0
     max_candidates: int = 12
 
 
@@ -288,9 +286,8 @@ class Reenactor:
         limit = self._o.max_correction_deg / POSE_SCALE_DEG
         missed = pose_missed(face.mesh, seen)
         role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
-        if face_width(face.mesh.points_xy) >= self._o.min_likeness_px:
-            likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
-            role.is_too_alike = likeness >= self._o.max_later_likeness
+        likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
+        role.is_too_alike = likeness >= self._o.max_later_likeness
 
     def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
         """Integral correction of the pose: what the rendering keeps missing is asked for in addition.
@@ -340,8 +337,6 @@ class Reenactor:
         if mesh is None:
             return math.inf
         alone = self._alike(self._puppet.embed(crop, mesh), driver)
-        if face_width(face.mesh.points_xy) < self._o.min_likeness_px:
-            return alone
         found = self._show(
             _Role(person, driver, self._basis.resting), controls_of(face.mesh), face, self._o.correction
         )
