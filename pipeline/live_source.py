@@ -33,6 +33,7 @@ from keyface.pipeline.capture import FileSource
 from keyface.pipeline.capture_open import MAX_PIXELS
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.live_address import SourceAddress
+from keyface.pipeline.live_audio import AudioTap
 from keyface.pipeline.rotation import apply_turn, turn_of_frame
 from keyface.pipeline.yuv import rgb_from_av
 
@@ -69,6 +70,7 @@ class LiveSourceOptions:
         size_wh: px asked of a camera or the test pattern; other pictures are scaled to it. None: as it comes.
         fps: asked of a camera or the test pattern; None: as it comes, 30 for the test pattern.
         is_looped: a file begins again at its end.
+        with_audio: the source's sound is wanted too, see `LiveSource.audio`.
         open_timeout_s: longest wait for a connection.
         silence_s: without a picture for that long a camera or stream is lost.
         first_pause_s, longest_pause_s: before it is opened again; the pause doubles each time in vain.
@@ -77,6 +79,7 @@ class LiveSourceOptions:
     size_wh: tuple[int, int] | None = None
     fps: float | None = None
     is_looped: bool = False
+    with_audio: bool = False
     open_timeout_s: float = 5.0
     silence_s: float = 5.0
     first_pause_s: float = 0.25
@@ -128,6 +131,7 @@ class LiveSource:
 
     Attributes:
         status: see `LiveStatus`.
+        audio: the source's sound, when `options.with_audio`; else None.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class LiveSource:
         self.options = options or LiveSourceOptions()
         self.status = LiveStatus(size_wh=self.options.size_wh, fps=self.options.fps or _DEFAULT_FPS)
         self.is_ready = is_ready
+        self.audio = AudioTap() if self.options.with_audio else None
         self._is_stopped = threading.Event()
 
     def stop(self) -> None:
