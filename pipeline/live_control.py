@@ -24,6 +24,7 @@ class ControlState:
 
     Attributes:
         mode: what is shown.
+        is_paused, is_panic: the two switches behind it; a pause hides a panic and does not end it.
         shows_boxes: frames are drawn around what was replaced or mosaicked.
         quality: fixed step, 0 is the best; None: chosen by how busy the machine is.
         is_rotating: another key was asked for and is not in use yet.
@@ -33,6 +34,8 @@ class ControlState:
     """
 
     mode: Mode
+    is_paused: bool
+    is_panic: bool
     shows_boxes: bool
     quality: int | None
     is_rotating: bool
@@ -93,16 +96,28 @@ class LiveControls:
                 self._is_panic = value == "mosaic"
             self._changes += 1
 
-    def toggle_pause(self) -> None:
-        """Begins a pause, or goes back to what was shown before it."""
+    @property
+    def is_paused(self) -> bool:
+        """Whether a slate is shown; when a pause ends, what was shown before it goes on."""
         with self._lock:
-            self._is_paused = not self._is_paused
+            return self._is_paused
+
+    @is_paused.setter
+    def is_paused(self, value: bool) -> None:
+        with self._lock:
+            self._is_paused = bool(value)
             self._changes += 1
 
-    def toggle_mosaic(self) -> None:
-        """Begins or ends the panic mode; a pause stays."""
+    @property
+    def is_panic(self) -> bool:
+        """Whether every face is mosaicked; also set while a pause hides it."""
         with self._lock:
-            self._is_panic = not self._is_panic
+            return self._is_panic
+
+    @is_panic.setter
+    def is_panic(self, value: bool) -> None:
+        with self._lock:
+            self._is_panic = bool(value)
             self._changes += 1
 
     @property
@@ -133,7 +148,7 @@ class LiveControls:
 
     def request_key(self, key: Key) -> None:
         """Asks for a rotation to `key`, which is owned by the controls until it is taken. A key that still
-        waits is wiped and forgotten: the last one asked for counts."""
+        waits is wiped and forgotten: the last one asked for counts. After `close` it is wiped at once."""
         with self._lock:
             replaced, self._waiting = self._waiting, key
             self._is_rotating = True
@@ -170,7 +185,8 @@ class LiveControls:
         """All of it at one moment."""
         with self._lock:
             return ControlState(
-                mode=self._mode(), shows_boxes=self._shows_boxes, quality=self._quality,
+                mode=self._mode(), is_paused=self._is_paused, is_panic=self._is_panic,
+                shows_boxes=self._shows_boxes, quality=self._quality,
                 is_rotating=self._is_rotating, rotations=self._rotations, wants_end=self._wants_end,
                 changes=self._changes,
             )  # fmt: skip
