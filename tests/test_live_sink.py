@@ -12,17 +12,12 @@ import pytest
 from fake_chain import read_video
 
 from keyface.configs.errors import SinkError, UsageError
-from keyface.pipeline import live_sink
+from keyface.pipeline import live_sink_camera, live_sink_window
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live_sink import (
-    LiveSink,
-    NullSink,
-    RecordingSink,
-    VirtualCameraSink,
-    WindowSink,
-    finish_all,
-    make_sink,
-)
+from keyface.pipeline.live_sink import LiveSink, NullSink, finish_all, make_sink
+from keyface.pipeline.live_sink_camera import VirtualCameraSink
+from keyface.pipeline.live_sink_recording import RecordingSink
+from keyface.pipeline.live_sink_window import WindowSink
 from keyface.pipeline.redact import redact_frame, slate_frame
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,8 +106,8 @@ def test_only_safe_frames_are_taken(
     text: str, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(live_sink.cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(live_sink.cv2, "destroyWindow", lambda *_: None)
+    monkeypatch.setattr(live_sink_window.cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(live_sink_window.cv2, "destroyWindow", lambda *_: None)
     sink = make_sink(text if text != "a.mp4" else str(tmp_path / text))
     sink.open(SIZE_WH, 25.0)
     raw = Frame(np.zeros((64, 96, 3), np.uint8), 0, 0.0)
@@ -142,7 +137,7 @@ def test_the_virtual_camera_gets_pictures(stand_in: StandIn) -> None:
 
 
 def test_a_missing_device_says_what_to_install(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink.sys, "platform", "linux")
+    monkeypatch.setattr(live_sink_camera.sys, "platform", "linux")
     stand_in.fail = "'v4l2loopback' backend: no device"
     sink = make_sink("virtual")
     with pytest.raises(SinkError, match=r"no device.*modprobe v4l2loopback"):
@@ -170,7 +165,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_screen_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink.sys, "platform", "linux")
+    monkeypatch.setattr(live_sink_window.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SinkError, match="no screen"):
@@ -188,7 +183,7 @@ def test_the_window_shows_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         "waitKey": lambda _: next(pressed),
         "getWindowProperty": lambda *_: 1.0,
     }.items():
-        monkeypatch.setattr(live_sink.cv2, name, call)
+        monkeypatch.setattr(live_sink_window.cv2, name, call)
     sink = make_sink("window")
     sink.open(SIZE_WH, 25.0)
     sink.write(safe())

@@ -31,7 +31,7 @@ from keyface.pipeline.identity import Identities, IdentityOptions
 from keyface.pipeline.key import Key
 from keyface.pipeline.live import LiveOptions, live_analysis, run_live
 from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_sink import RecordingSink
+from keyface.pipeline.live_sink_recording import RecordingSink
 from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
 
 pytestmark = pytest.mark.timeout(120)
