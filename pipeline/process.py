@@ -181,7 +181,12 @@ class WriteStage:
 
 
 def process_photo(
-    source: Path, output: Path, *, parts: ChainParts, options: ProcessOptions | None = None
+    source: Path,
+    output: Path,
+    *,
+    parts: ChainParts,
+    options: ProcessOptions | None = None,
+    on_safe: Callable[[SafeFrame], None] | None = None,
 ) -> Summary:
     """Anonymises a photo; its format stays. `output` appears only when all of it was written.
 
@@ -190,6 +195,7 @@ def process_photo(
         output: of the same format; replaced if it exists.
         parts: of the chain, fresh ones for each photo, so that none knows another; opened and closed
             here, on this thread. An `EnginePool` saves opening the networks each time.
+        on_safe: gets the anonymised frame, which knows what became of each face, once it is written.
 
     Raises:
         KeyfaceError: as `process_video`.
@@ -204,6 +210,8 @@ def process_photo(
         safe = chain.process(frame)
         faults, stages = chain.faults, chain.times()
     write_photo(output, safe, info)
+    if on_safe is not None:
+        on_safe(safe)
     wall_s = time.monotonic() - began_s
     tally = Tally()
     tally.add(safe)
