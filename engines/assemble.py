@@ -45,6 +45,22 @@ def _mobilefacenet(inputs: Mapping[str, Path], output: Path) -> None:
 BUILDERS["mobilefacenet"] = _mobilefacenet
 
 
+def _facenet(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.facenet import build_facenet
+
+    build_facenet(inputs, output)
+
+
+def _inception(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.inception import build_inception
+
+    build_inception(inputs, output)
+
+
+BUILDERS["facenet"] = _facenet
+BUILDERS["inception"] = _inception
+
+
 def _synthesis_256(inputs: Mapping[str, Path], output: Path) -> None:
     import onnx
     from safetensors.numpy import load_file
