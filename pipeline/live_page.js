@@ -100,8 +100,8 @@ function showFigures() {
     name, meter(times.p50_ms, most), `${times.p50_ms.toFixed(1)} ms`, `${times.p95_ms.toFixed(1)} ms`,
     whole(report.faults[name] || 0),
   ]));
-  fill(byId("sinks"), (state.sinks || []).map((sink) => [
-    sink.name, whole(sink.written || 0), whole(sink.dropped || 0),
+  fill(byId("sinks"), (report.outputs || []).map((sink) => [
+    sink.problem || sink.name, sink.state, whole(sink.written), whole(sink.dropped),
   ]));
   fill(byId("reasons"), Object.entries(report.redacted).map(([why, n]) => [why.replaceAll("_", " "), whole(n)]));
 }

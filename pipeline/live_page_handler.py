@@ -82,7 +82,7 @@ class PageHandler(BaseHTTPRequestHandler):
         except KeyfaceError as error:
             self._json(HTTPStatus.CONFLICT, {"error": str(error)})
         else:
-            _LOG.info("page: %s", action, extra={"event": "control", "action": action})
+            _LOG.info("page: %s", action, extra={"event": "control", "fields": {"action": action}})
             self._json(HTTPStatus.OK, self.page.state())
 
     def _admitted(self) -> str | None:
