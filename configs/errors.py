@@ -3,6 +3,7 @@
     KeyfaceError
     +-- UsageError            exit 2   a bad option, path or combination
     +-- KeyFileError          exit 3   key file missing, wrong size, wrong passphrase
+    |   +-- BookError                  identity book missing, damaged, or made under another key
     +-- ModelStoreError       exit 4   weights missing, offline, hash mismatch
     +-- EngineError           exit 5   a back-end missing, or an output of wrong shape or not finite
     +-- MediaError            exit 6   a source that cannot be read, a sink that cannot be written
@@ -43,6 +44,10 @@ class KeyFileError(KeyfaceError):
     """A key file that is missing, of the wrong size or locked by another passphrase."""
 
     exit_code = 3
+
+
+class BookError(KeyFileError):
+    """An identity book that is missing, damaged, made under another key, or that cannot be written."""
 
 
 class ModelStoreError(KeyfaceError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from keyface.pipeline.book import IdentityBook, Pin
 from keyface.pipeline.face import F32, Face
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.geometry import points_5_from_mesh
@@ -31,7 +32,8 @@ class IdentityOptions:
         interval_s: least time between two embeddings of a track.
         min_side_px: smaller faces are used only until something better comes.
         max_yaw_deg, max_pitch_deg: beyond them a frame counts little.
-        same_person: cosine of two averages from which they are one person. Averages of one person from two clips
+        same_person: cosine of two averages from which they are one person in a clip (a book has its own rule,
+            see pipeline.book). Averages of one person from two clips
             have 0.9 and more, those of different people up to 0.2, of different generated people up to 0.6.
         min_looks: embeddings before which nobody is known; for live use, where no look-ahead gathers them.
     """
@@ -54,23 +56,44 @@ class _Sight:
     person: int | None = None
 
 
+@dataclass
+class _Person:
+    """Somebody of this run: (128,) unit average, seen well enough to be stored, id in the book, its pin."""
+
+    average: F32
+    is_sure: bool
+    book_id: str | None = None
+    pin: Pin | None = None
+
+
 class Identities:
     """Averages embeddings per track and joins tracks of one person. `observe` and `person_of` may be called
     from different threads; the recogniser runs on the observing one.
 
     Args:
         open_recogniser: opens the recogniser on the observing thread.
+        book: knows people from before; None: nobody is known.
+        cohort: (n, 128) embeddings of generated people, by which the book compares; needed with a book.
     """
 
     def __init__(
-        self, open_recogniser: Callable[[], Recogniser], options: IdentityOptions | None = None
+        self,
+        open_recogniser: Callable[[], Recogniser],
+        options: IdentityOptions | None = None,
+        *,
+        book: IdentityBook | None = None,
+        cohort: F32 | None = None,
     ) -> None:
+        if book is not None and cohort is None:
+            raise ValueError("identities: got a book and no cohort to compare by")
         self._open_recogniser = open_recogniser
         self._o = options or IdentityOptions()
+        self._book = book
+        self._cohort = np.zeros((0, 128), np.float32) if cohort is None else cohort
         self._lock = threading.Lock()
         self._recogniser: Recogniser | None = None
         self._sights: dict[int, _Sight] = {}
-        self._people: list[F32] = []
+        self._people: list[_Person] = []
 
     def open(self) -> None:
         """Opens the recogniser; people known from an earlier clip of this run stay known, tracks do not."""
@@ -121,21 +144,86 @@ class Identities:
                         total += np.float32(weight) * embedding
                 if not total.any():
                     return None
-                sight.person = self._find_or_add(total / np.linalg.norm(total))
+                average = np.asarray(total / np.linalg.norm(total), np.float32)
+                sight.person = self._find_or_add(average, is_sure=sight.n_good > 0)
             return sight.person
 
     def embedding_of(self, person: int) -> F32:
-        """(128,) unit embedding of a person."""
+        """(128,) unit embedding of a person, as this run saw it first."""
         with self._lock:
-            return self._people[person]
+            return self._people[person].average
 
-    def _find_or_add(self, average: F32) -> int:
+    def pin_of(self, person: int) -> Pin | None:
+        """Who stands in for a person for good; None when that is still to be decided."""
+        with self._lock:
+            return self._people[person].pin
+
+    def keep(self, person: int, pin: Pin) -> Pin:
+        """Stores in the book who was chosen for a person, if the book takes him.
+
+        Returns:
+            Who stands in: `pin`, or another one when another program has stored the same person meanwhile.
+
+        Raises:
+            BookError: the book cannot be written.
+        """
+        with self._lock:
+            somebody = self._people[person]
+            if self._book is None:
+                return pin
+            book_id = self._book.keep(somebody.average, self._cohort, pin) if somebody.is_sure else None
+            if book_id is None:
+                self._book.pass_by()
+                return pin
+            somebody.book_id = book_id
+            somebody.pin = self._book.pin_of(book_id) or pin
+            return somebody.pin
+
+    def refuse(self, person: int) -> None:
+        """Notes that who stands in for a person is too like him in this clip, which is mosaicked."""
+        with self._lock:
+            if self._book is not None and self._people[person].book_id is not None:
+                self._book.refuse()
+
+    def leave_book(self) -> None:
+        """From now on nobody is known or stored: the key has changed, and the book belongs to the old one."""
+        with self._lock:
+            self._book = None
+            for somebody in self._people:
+                somebody.book_id = somebody.pin = None
+
+    def teach_book(self) -> None:
+        """Tells the book what the tracks of this clip have shown of people in it; called once, at the end."""
+        with self._lock:
+            if self._book is None:
+                return
+            for sight in self._sights.values():
+                somebody = None if sight.person is None else self._people[sight.person]
+                if somebody is None or somebody.book_id is None or sight.n_good == 0:
+                    continue
+                total, weight = np.zeros(128, np.float32), 0.0
+                for _, share, embedding in sight.looks:
+                    total += np.float32(share) * embedding
+                    weight += share
+                if float(somebody.average @ total) >= self._o.same_person * float(np.linalg.norm(total)):
+                    self._book.learn(somebody.book_id, total, weight)  # else the track has changed hands
+            self._sights.clear()
+
+    def _find_or_add(self, average: F32, *, is_sure: bool) -> int:
         if self._people:
-            cosines = np.stack(self._people) @ average
+            cosines = np.stack([somebody.average for somebody in self._people]) @ average
             best = int(np.argmax(cosines))
             if cosines[best] >= self._o.same_person:
                 return best
-        self._people.append(average.astype(np.float32))
+        newcomer = _Person(average, is_sure)
+        if self._book is not None:
+            newcomer.book_id = self._book.find(average, self._cohort)
+            if newcomer.book_id is not None:
+                newcomer.pin = self._book.pin_of(newcomer.book_id)
+                for number, somebody in enumerate(self._people):
+                    if somebody.book_id == newcomer.book_id:
+                        return number
+        self._people.append(newcomer)
         return len(self._people) - 1
 
     def _quality(self, face: Face) -> float:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keyface.configs.errors import EngineError
+from keyface.configs.errors import BookError, EngineError
 from keyface.engines.engine import Engine
+from keyface.pipeline.book import Pin
 from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
 from keyface.pipeline.geometry import points_5_from_mesh
@@ -182,7 +183,7 @@ class Reenactor:
         self._o = options or ReenactOptions()
         self._engines: ReenactEngines | None = None
         self._puppet: Puppet | None = None
-        self._cast: dict[int, Person | None] = {}  # None: nobody suits
+        self._cast: dict[int, Person | RedactionReason] = {}  # a reason: nobody stands in
         self._roles: dict[int, _Role] = {}
 
     def open(self) -> None:
@@ -307,23 +308,47 @@ class Reenactor:
                 return "reenactment_failed"
             driver = self._identities.embedding_of(number)
             if number not in self._cast:
-                self._cast[number] = self._choose(driver, item, face)
+                self._cast[number] = self._stand_in(number, driver, item, face)
             person = self._cast[number]
-            if person is None:
-                return "too_alike"
+            if isinstance(person, str):
+                return person
             self._roles[face.track_id] = _Role(person, driver, self._basis.resting)
         return self._roles[face.track_id]
 
-    def _choose(self, driver: F32, item: AnalysedFrame, face: Face) -> Person | None:
-        """The first candidate as unlike the driver as wanted, else the most unlike of all; None when all are too
-        like."""
+    def _stand_in(
+        self, number: int, driver: F32, item: AnalysedFrame, face: Face
+    ) -> Person | RedactionReason:
+        """Who the book says stands in for a person, or else who is chosen now, and kept. The one in the book is held
+        to the same limit, and nobody takes his place: another face would be another pseudonym."""
+        assert self._puppet is not None
+        pin = self._identities.pin_of(number)
+        if pin is None:
+            chosen = self._choose(driver, item, face)
+            if chosen is None:
+                return "too_alike"
+            candidate, person = chosen
+            try:
+                pin = self._identities.keep(number, Pin(candidate, person.w))
+            except BookError:
+                return "reenactment_failed"  # the book has noted why
+            if np.array_equal(pin.w, person.w):
+                return person
+        known = self._puppet.meet(pin.w)
+        if known is not None and self._likeness(known, driver, item, face) < self._o.max_likeness:
+            return known
+        self._identities.refuse(number)
+        return "too_alike"
+
+    def _choose(self, driver: F32, item: AnalysedFrame, face: Face) -> tuple[int, Person] | None:
+        """The first candidate as unlike the driver as wanted, else the most unlike of all, and its number; None when
+        all are too like."""
         assert self._puppet is not None
         chosen, least = None, self._o.max_likeness
         for candidate in range(self._o.max_candidates):
             person = self._puppet.meet(self._virtual.w(driver, candidate))
             likeness = math.inf if person is None else self._likeness(person, driver, item, face)
-            if likeness < least:
-                chosen, least = person, likeness
+            if person is not None and likeness < least:
+                chosen, least = (candidate, person), likeness
             if least < self._o.wanted_likeness:
                 break
         return chosen

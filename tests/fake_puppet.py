@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from keyface.configs.errors import BookError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
+from keyface.pipeline.book import Pin
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
 from keyface.pipeline.reenact import ReenactEngines
 
@@ -28,6 +30,10 @@ class World:
         similarity: of each candidate to the real person.
         faceless: candidates whose plain rendering shows no face.
         bend: multiplies the height of the rendered face.
+        pins: person -> who stands in for him according to the book.
+        stored_meanwhile: what the book has when a choice is to be kept, if not that choice.
+        book_problem: why the book cannot be written.
+        kept, refused: what the book was told: (person, candidate), and people.
         asked: controls (54,) of each rendering, None for a person as he is.
     """
 
@@ -44,6 +50,11 @@ class World:
     hints: list[bool] = field(default_factory=list)
     known: dict[int, int | None] = field(default_factory=lambda: {0: 0, 1: 1, 2: 0})
     asked_until: list[float] = field(default_factory=list)
+    pins: dict[int, Pin] = field(default_factory=dict)
+    stored_meanwhile: Pin | None = None
+    book_problem: str = ""
+    kept: list[tuple[int, int]] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     n_opened: int = 0
 
@@ -145,6 +156,18 @@ class People:
 
     def embedding_of(self, person: int) -> np.ndarray:
         return np.eye(128, dtype=np.float32)[0]
+
+    def pin_of(self, person: int) -> Pin | None:
+        return self.world.pins.get(person)
+
+    def keep(self, person: int, pin: Pin) -> Pin:
+        if self.world.book_problem:
+            raise BookError(self.world.book_problem)
+        self.world.kept.append((person, pin.candidate))
+        return self.world.stored_meanwhile or pin
+
+    def refuse(self, person: int) -> None:
+        self.world.refused.append(person)
 
     def w(self, embedding: np.ndarray, candidate: int) -> np.ndarray:
         return np.full(512, candidate, np.float32)
