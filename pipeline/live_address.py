@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -42,12 +44,17 @@ class SourceAddress:
         """True when the source may come back after a loss: cameras and streams."""
         return self.kind in ("camera", "url")
 
+    @property
+    def is_playlist(self) -> bool:
+        """True when a URL looks like one of HLS."""
+        return self.kind == "url" and re.search(r"\.m3u8?([?#]|$)", self.target, re.IGNORECASE) is not None
+
 
 def parse_source(text: str, *, platform: str = sys.platform) -> SourceAddress:
     """Reads a `--source`.
 
     Args:
-        text: "0" or "/dev/video0" for a camera, a URL, "test", or else a file.
+        text: "0", "/dev/video0" or "camera:NAME" for a camera, a URL, "test", or else a file.
         platform: as `sys.platform`.
 
     Raises:
@@ -60,9 +67,51 @@ def parse_source(text: str, *, platform: str = sys.platform) -> SourceAddress:
         return SourceAddress("camera", target, f"camera {int(text)}")
     if re.fullmatch(r"/dev/(video\d+|v4l/.+)", text):
         return SourceAddress("camera", text, f"camera {text}")
+    if text.startswith("camera:") and text != "camera:":
+        return SourceAddress("camera", text.removeprefix("camera:"), f"camera {text.removeprefix('camera:')}")
     if "://" in text:
         return _parse_url(text)
     return SourceAddress("file", text, text)
+
+
+def read_source(
+    *, text: str | None = None, env: str | None = None, file: Path | None = None
+) -> SourceAddress:
+    """The source by its name, or from where other users of the machine cannot see it.
+
+    Args:
+        text: the name itself.
+        env: an environment variable that holds it.
+        file: a file whose first line it is; only its owner should be able to read it.
+
+    Raises:
+        UsageError: not exactly one of them was given, it is not there or empty, or see `parse_source`. What
+            it holds is not repeated.
+    """
+    if sum(given is not None for given in (text, env, file)) != 1:
+        raise UsageError(
+            "The source is missing or named twice.", "Give --source, --source-env or --source-file."
+        )
+    if env is not None:
+        text = os.environ.get(env, "").strip()
+        if not text:
+            raise UsageError(f"--source-env: the variable {env} is not set or empty.", "Put the URL into it.")
+    elif file is not None:
+        text = _first_line(file)
+    return parse_source(text or "")
+
+
+def _first_line(file: Path) -> str:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(
+            f"--source-file: {file} cannot be read as text.", "Check its name and its rights."
+        ) from None
+    line = text.strip().split("\n", 1)[0].strip()
+    if not line:
+        raise UsageError(f"--source-file: {file} is empty.", "Put the URL into its first line.")
+    return line
 
 
 def _parse_url(text: str) -> SourceAddress:

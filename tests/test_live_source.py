@@ -18,7 +18,7 @@ from fake_chain import MakeClip
 from mjpeg_server import NOT_FOUND, UNAUTHORISED, MjpegServer, mjpeg_server
 
 from keyface.configs.errors import SourceError, UsageError
-from keyface.pipeline import live_source
+from keyface.pipeline import live_source_open
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.live_address import SourceAddress, parse_source
 from keyface.pipeline.live_source import LiveSource, LiveSourceOptions, pattern_at
@@ -193,8 +193,8 @@ def camera(make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise av.ArgumentError(errno.EINVAL, "no such rate")
         return real_open(str(clip))
 
-    monkeypatch.setattr(live_source.sys, "platform", "linux")
-    monkeypatch.setattr(live_source.av, "open", open_camera)
+    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
+    monkeypatch.setattr(live_source_open.av, "open", open_camera)
     return openings
 
 
@@ -206,20 +206,31 @@ def test_a_camera_is_asked_and_taken_as_it_is(camera: list[dict[str, Any]], tmp_
     reading.stop()
     assert camera[0]["format"] == "v4l2" and camera[0]["options"]["video_size"] == "48x32"
     assert "nonblock" in camera[0]["options"]["fflags"] and camera[0]["timeout"]
-    assert set(camera[1]["options"]) == {"fflags"}
+    assert set(camera[1]["options"]) == {"fflags", "video_size"}  # what it can do is still asked for
     assert {frame.image_rgb.shape for frame in reading.frames} == {(32, 48, 3)}
 
 
-def test_a_silent_camera_is_lost(tmp_path: Path) -> None:
+def test_a_silent_camera_is_lost(camera: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Asked without waiting, its driver says "nothing yet" for ever."""
+    real = live_source_open.av.open  # the fixture's
+
     class Silent:
-        def demux(self, stream: object) -> Iterator[object]:
+        def __init__(self, container: Any) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def demux(self) -> Iterator[object]:
             raise av.BlockingIOError(errno.EAGAIN, "no frame")
 
-    source = LiveSource(SourceAddress("camera", "x", "camera 0"), QUICK)
+    address = SourceAddress("camera", str(tmp_path / "video0"), "camera 0")
     began_s = time.monotonic()
-    with pytest.raises(TimeoutError):
-        next(source._packets(Silent(), None))
-    assert 0.4 < time.monotonic() - began_s < 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_source_open.av, "open", lambda *a, **k: Silent(real(*a, **k)))
+        with pytest.raises(SourceError, match=r"sent nothing for 0.5 s"):
+            next(iter(LiveSource(address, QUICK)))
+    assert 0.4 < time.monotonic() - began_s < 5
 
 
 @pytest.mark.parametrize(
@@ -238,14 +249,14 @@ def test_a_camera_that_cannot_be_opened(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(live_source.av, "open", refuse)
-    monkeypatch.setattr(live_source.sys, "platform", "linux")
+    monkeypatch.setattr(live_source_open.av, "open", refuse)
+    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
     with pytest.raises(SourceError, match=said):
         next(iter(LiveSource(SourceAddress("camera", str(tmp_path / "video0"), "camera 0"))))
 
 
 def test_a_missing_camera_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_source.sys, "platform", "linux")
+    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
     with pytest.raises(SourceError, match="camera 97 does not exist"):
         next(iter(LiveSource(parse_source("97", platform="linux"))))
 
