@@ -13,9 +13,8 @@ from keyface.pipeline.face import F32, VirtualFace
 from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason
 from keyface.pipeline.geometry import apply_affine, compose_affine, similarity_scale
 from keyface.pipeline.hairline import (
-    THICK,
-    Hairline,
     HairZones,
+    VirtualHair,
     face_coordinates_of,
     paint_skin,
     skin_level,
@@ -26,13 +25,17 @@ from keyface.pipeline.mask import (
     Region,
     core_polygons,
     face_mask,
+    fill,
     region_of,
+    widened,
 )
 from keyface.pipeline.occlude import OccluderModel
 from keyface.pipeline.place import INNER_LIPS, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, face_width
 from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 from keyface.pipeline.still import Stillness
+
+_FRINGE = 0.85  # how much less the forehead says of the skin: often there is hair over it
 
 
 class Unfit(Exception):
@@ -55,7 +58,7 @@ class FaceCompositor:
         self._light = LightFilter()
         self._texture = TextureFilter()
         self._seam = Seam()
-        self._hairline = Hairline()
+        self._virtual_hair = VirtualHair()
         self._skin_log: F32 | None = None  # in cells of the region, as of the last fit of the light
         self._still = Stillness()
         self._occluder = OccluderModel() if keep_occluders else None
@@ -90,15 +93,18 @@ class FaceCompositor:
         virtual = self._still.hold_place(virtual, share, seen, driver_xy)
         driver_xy = self._still.hold_mesh(driver_xy, share, seen)
         outline = self._outline.update(driver_xy, dt_s)
-        region = region_of(np.concatenate([outline, driver_xy]), frame_wh)
+        wide = widened(outline, driver_xy)
+        region = region_of(np.concatenate([wide, driver_xy]), frame_wh)
         if region is None:
             raise Unfit("implausible")
         crop_rgb, frame_from_crop, virtual_xy = _at_frame_scale(virtual)
         bend = bend_between(outline, virtual_xy, frame_from_crop)
+        wide_virtual = widened(bend.outline_xy, driver_xy)
         core_xy = core_polygons(driver_xy, bend.width_px)
         planes = zone_planes(region, driver_xy)
-        mask, core = face_mask(region, [outline, bend.outline_xy], core_xy, bend.width_px, planes[..., 0])
-        _check_cover(region, mask, cover_xy, bend.width_px)
+        mask, core = face_mask(region, [wide, wide_virtual], core_xy, bend.width_px, planes[..., 0])
+        inside = np.minimum(mask, fill(region, [outline]) * np.float32(1 / 255))
+        _check_cover(region, inside, cover_xy, bend.width_px)
         grid = crop_map(region, bend, frame_from_crop)
         carried_xy = apply_affine(frame_from_crop, virtual_xy)
         uv = _face_coordinates(outline)
@@ -107,8 +113,8 @@ class FaceCompositor:
             cv2.resize(region.cut(frame.image_rgb), region.size_wh, interpolation=cv2.INTER_AREA), np.uint8
         )
         front = self._in_front(small, place, mask, core, dt_s)
-        mask = mask * (1 - front)
-        crop_rgb, mask = self._relight(small, crop_rgb, place, mask, core, dt_s)
+        mask, inside = mask * (1 - front), inside * (1 - front)
+        crop_rgb = self._relight(small, crop_rgb, place, _Masks(mask, inside, core), dt_s)
         crop_rgb = self._match_texture(frame, crop_rgb, place, dt_s)
         crop_rgb = self._still.hold_pixels(crop_rgb, _on_crop(share, seen, place, crop_rgb, outside=1.0))
         pasted = resample(
@@ -132,14 +138,15 @@ class FaceCompositor:
         return occlusion.in_front
 
     def _relight(
-        self, small: ImageRgb, crop_rgb: ImageRgb, place: _Place, mask: F32, core: F32, dt_s: float
-    ) -> tuple[ImageRgb, F32]:
-        """The crop in the source's light, and the mask without hair."""
+        self, small: ImageRgb, crop_rgb: ImageRgb, place: _Place, masks: _Masks, dt_s: float
+    ) -> ImageRgb:
+        """The crop in the source's light, with skin in place of hair."""
         side = (FIT_SIDE, FIT_SIDE)
         own = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_AREA), np.uint8)
         virtual = _reduced(crop_rgb, place.grid, FIT_SIDE)
-        face, features = cv2.split(cv2.resize(cv2.merge([mask, core]), side))
-        skin = np.asarray(face * (1 - features), np.float32)
+        whole, face, features = cv2.split(cv2.resize(cv2.merge([masks.mask, masks.inside, masks.core]), side))
+        forehead = cv2.resize(place.planes[..., 0], side)
+        skin = np.asarray(face * (1 - features) * (1 - _FRINGE * forehead), np.float32)
         uv = face_coordinates_of(place.region, place.uv_from_frame, side)
         if self._light.is_due():
             self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
@@ -147,17 +154,15 @@ class FaceCompositor:
             self._skin_log = skin_level(luma, skin, uv)
         light = self._light.light
         if light is None:
-            return crop_rgb, mask
-        lit = light.apply(virtual, uv)
-        hair, paint = np.zeros_like(mask), None
+            return crop_rgb
+        lit, paint = light.apply(virtual, uv), None
         if self._skin_log is not None:
-            allowed, zones = _hair_zones(place, mask, core)
-            hair = self._hairline.uncovered(small, lit, self._skin_log, allowed, mask, dt_s, zones)
-            paint = _paint(self._hairline.virtual_hair, lit, face, skin * (1 - zones.virtual_features))
+            zones = _hair_zones(place, masks)
+            hair = self._virtual_hair.update(lit, self._skin_log, zones, dt_s)
+            paint = _paint(hair, lit, whole, skin * (1 - zones.features))
         if paint is not None:
             lit += paint[..., 3:] * (paint[..., :3] - lit)
-        distrust = np.asarray(cv2.resize(hair, side), np.float32)
-        seam = self._seam.update(own.astype(np.float32), lit, face, distrust, dt_s)
+        seam = self._seam.update(own.astype(np.float32), lit, whole, dt_s)
         corners = _corners(crop_rgb, compose_affine(place.uv_from_frame, place.frame_from_crop))
         crop_rgb = relight(
             crop_rgb, light, corners, _on_crop(seam, place.region, place, crop_rgb), _whites(place)
@@ -165,7 +170,7 @@ class FaceCompositor:
         if paint is not None:
             paint[..., :3] += seam
             crop_rgb = _painted(crop_rgb, _on_crop(paint, place.region, place, crop_rgb))
-        return crop_rgb, mask * (1 - hair)
+        return crop_rgb
 
     def _match_texture(self, frame: Frame, crop_rgb: ImageRgb, place: _Place, dt_s: float) -> ImageRgb:
         if self._texture.is_due():
@@ -189,6 +194,15 @@ class _Place:
     carried_xy: F32
     uv_from_frame: F32
     planes: F32  # see `hairline.zone_planes`
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """(h, w) [0, 1] each: what is pasted, what of it lies inside the face's outline, and the features."""
+
+    mask: F32
+    inside: F32
+    core: F32
 
 
 def _at_frame_scale(virtual: VirtualFace) -> tuple[ImageRgb, F32, F32]:
@@ -229,19 +243,16 @@ def _face_coordinates(outline_xy: F32) -> F32:
     return np.array([[1 / half, 0, -centre[0] / half], [0, 1 / half, -centre[1] / half]], np.float32)
 
 
-def _hair_zones(place: _Place, mask: F32, core: F32) -> tuple[F32, HairZones]:
-    """Where hair may be, and which kinds of it where; see `Hairline.uncovered`."""
+def _hair_zones(place: _Place, masks: _Masks) -> HairZones:
+    """Where the virtual person's hair may be: above the eyes, and in a strip along the cheeks' sides."""
     width_px = place.bend.width_px * place.region.scale
-    forehead, high, tails, low = cv2.split(place.planes)
-    outside = 1 - core
-    side, step = (FIT_SIDE, FIT_SIDE), max(mask.shape) / FIT_SIDE
-    soft = cv2.GaussianBlur(cv2.resize(mask, side), (0, 0), max(0.5, 0.10 * width_px / step))
-    low *= cv2.resize(np.clip((0.97 - soft) * 4, 0, 1), mask.shape[::-1]) * outside
-    near = cv2.dilate(core, np.ones((2 * round(0.06 * width_px) + 1,) * 2, np.uint8))
+    forehead, high, low = cv2.split(place.planes)
+    side, step = (FIT_SIDE, FIT_SIDE), max(masks.mask.shape) / FIT_SIDE
+    soft = cv2.GaussianBlur(cv2.resize(masks.inside, side), (0, 0), max(0.5, 0.10 * width_px / step))
+    low = cv2.resize(low, side) * np.clip((0.97 - soft) * 4, 0, 1) * (1 - cv2.resize(masks.core, side))
     features, eyes = _virtual_features(place)
-    hair = np.asarray(cv2.resize(np.maximum(high, low), side), np.float32) * (1 - eyes)
-    zones = HairZones(near, tails, forehead, low, features, hair, THICK * width_px)
-    return np.asarray(high * outside, np.float32), zones
+    hair = np.maximum(cv2.resize(high, side), low).astype(np.float32) * (1 - eyes)
+    return HairZones(features, np.asarray(cv2.resize(forehead, side), np.float32), hair)
 
 
 def _virtual_features(place: _Place) -> tuple[F32, F32]:
@@ -258,9 +269,9 @@ def _virtual_features(place: _Place) -> tuple[F32, F32]:
     return found[0], found[1]
 
 
-def _paint(hair: F32 | None, lit: F32, face: F32, skin: F32) -> F32 | None:
+def _paint(hair: F32, lit: F32, face: F32, skin: F32) -> F32 | None:
     """(n, n, 4): skin to paint, and how much of it, where the virtual person's hair lies over the face."""
-    if hair is None or float((hair * face).max()) < 0.1:
+    if float((hair * face).max()) < 0.1:
         return None
     return np.dstack([paint_skin(lit, hair, skin), hair]).astype(np.float32)
 

@@ -23,8 +23,15 @@ F32 = npt.NDArray[np.float32]
 WORK_SIDE = 160
 FEATHER = 0.022  # sigma of the edge, in face widths
 _LOW, _HIGH = 0.62, 0.96  # share of the blurred hull where the mask starts and is full
+GROW = 0.08  # of the outline, as a share of its distance from the middle of the face
+LIFT = 0.18  # of the forehead's edge towards the hair, in face widths
+_NEAR_SIDE, _FAR_SIDE = (
+    0.45,
+    0.25,
+)  # face widths from nose to outline: of a side in full view, of one turned away
 CORE_GROW = 0.035  # the features' hulls grow by this many face widths before they are held opaque
 _FOREHEAD_FEATHER = 2.2  # times the feather, where skin meets skin
+_BRIDGE = 168  # of the nose, mesh index
 _SHIFT = 4  # fractional bits of cv2's polygon coordinates
 
 
@@ -64,6 +71,37 @@ class Region:
         xs = self.x0 - 0.5 + (np.arange(nx) + 0.5) * (self.x1 - self.x0) / nx
         ys = self.y0 - 0.5 + (np.arange(ny) + 0.5) * (self.y1 - self.y0) / ny
         return np.stack(np.meshgrid(xs, ys), -1).astype(np.float32)
+
+
+def widened(outline_xy: npt.NDArray[Any], driver_xy: npt.NDArray[Any]) -> F32:
+    """The edge of what is pasted: the outline moved outwards by `GROW`, and its upper part into the hair by `LIFT`.
+
+    Forehead and hairline are much of what recognisers know a face by. Over 60 photos, pasting up to the outline
+    left a cosine of 0.14 (w600k) to the driver, where the virtual person alone has -0.02; here it is 0.04.
+    A side that is turned away ends at the outline, since the background begins there.
+
+    Args:
+        outline_xy: (36, 2) frame px, in the order of `place.OVAL`.
+        driver_xy: (478, 2) frame px.
+
+    Returns:
+        (36, 2) frame px.
+    """
+    width = max(face_width(driver_xy), 1e-6)
+    up = outline_xy[0] - outline_xy[len(outline_xy) // 2]
+    tall = max(float(np.linalg.norm(up)), 1e-6)
+    up = up / tall
+    along = np.array([-up[1], up[0]])
+    arm = outline_xy - outline_xy.mean(0)
+    beside = (outline_xy - driver_xy[_BRIDGE]) @ along
+    grow = np.empty(len(outline_xy))
+    for side in (beside > 0, beside <= 0):
+        reach = float(np.abs(beside[side]).max()) / width if side.any() else 0.0
+        grow[side] = GROW * np.clip((reach - _FAR_SIDE) / (_NEAR_SIDE - _FAR_SIDE), 0, 1)
+    sideways, upwards = arm @ along, arm @ up
+    lift = LIFT * width * np.clip(2 * upwards / tall, 0, 1)
+    moved = (sideways * grow)[:, None] * along + (upwards * GROW + lift)[:, None] * up
+    return np.asarray(outline_xy + moved, np.float32)
 
 
 def region_of(points_xy: npt.NDArray[Any], frame_wh: tuple[int, int], margin: float = 0.08) -> Region | None:

@@ -25,16 +25,15 @@ class Seam:
     def __init__(self) -> None:
         self._field: F32 | None = None
 
-    def update(self, source: F32, lit: F32, mask: F32, distrust: F32, dt_s: float) -> F32:
+    def update(self, source: F32, lit: F32, mask: F32, dt_s: float) -> F32:
         """(n, n, 3) levels to add to the virtual face.
 
         Args:
             source, lit: (n, n, 3) levels, the source and the relit virtual face.
             mask: (n, n) [0, 1].
-            distrust: (n, n) [0, 1], hair and things in front.
         """
         difference = source - lit
-        band = np.clip(4 * mask * (1 - mask), 0, 1) * (1 - distrust)
+        band = np.clip(4 * mask * (1 - mask), 0, 1)
         weight = band * np.exp(-((np.abs(difference).max(-1) / _THING) ** 2))
         stacked = np.dstack([difference * weight[..., None], weight]).astype(np.float32)
         spread = cv2.GaussianBlur(stacked, (0, 0), _REACH * mask.shape[0])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from keyface.pipeline.hairline import MAX_SHARE, Hairline, above_eyes, skin_level
+from keyface.pipeline.hairline import HairZones, VirtualHair, paint_skin, skin_level, zone_planes
 from keyface.pipeline.mask import Region, core_polygons, face_mask, region_of
 from keyface.pipeline.occlude import HOLD_S, OccluderModel, Occlusion
 from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, NOSE, OVAL, RIGHT_BROW, RIGHT_EYE, face_width
@@ -141,45 +141,42 @@ def test_other_light_is_no_thing_in_front() -> None:
 
 
 # ---------------------------------------------------------------- hair
-def _hair_scene(points: F32, fringe_to: int | None, beard_from: int | None) -> tuple[U8, F32, F32, F32, F32]:
-    image = _draw(points)
-    if fringe_to is not None:
-        image[:fringe_to] = (30, 22, 18)
-    if beard_from is not None:
-        image[beard_from:] = (35, 26, 22)
+def _hair_scene(points: F32, fringe_to: float | None) -> tuple[F32, F32, F32]:
+    """How much of a virtual face with a fringe counts as hair, where its features are, and its rows in heights."""
+    n = 36
     region = region_of(points, (SIZE, SIZE))
     assert region is not None
     width = face_width(points[OVAL])
     mask, core = face_mask(region, [points[OVAL]], core_polygons(points, width), width)
-    n = 36
-    grid = region.frame_grid((n, n))
-    uv = ((grid - SIZE / 2) / 74).astype(np.float32)
-    small = np.asarray(cv2.resize(region.cut(image), region.size_wh, interpolation=cv2.INTER_AREA), np.uint8)
-    luma = cv2.cvtColor(cv2.resize(small, (n, n), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    skin = np.asarray(cv2.resize(mask * (1 - core), (n, n), interpolation=cv2.INTER_AREA), np.float32)
-    level = skin_level(luma.astype(np.float32), skin, uv)
-    assert level is not None
+    mask, core = (
+        np.asarray(cv2.resize(m, (n, n), interpolation=cv2.INTER_AREA), np.float32) for m in (mask, core)
+    )
+    uv = ((region.frame_grid((n, n)) - SIZE / 2) / 74).astype(np.float32)
     lit = np.broadcast_to(np.array([190, 145, 120], np.float32), (n, n, 3)).copy()
-    allowed = np.asarray(cv2.resize(above_eyes(grid, points), mask.shape[::-1]), np.float32) * (1 - core)
-    return small, Hairline().uncovered(small, lit, level, allowed, mask, DT_S), mask, core, level
+    level = skin_level(cv2.cvtColor(lit, cv2.COLOR_RGB2GRAY), mask * (1 - core), uv)
+    assert level is not None
+    planes = cv2.resize(zone_planes(region, points), (n, n))
+    rows = np.linspace(0, 1, n, dtype=np.float32)
+    if fringe_to is not None:
+        lit[rows < fringe_to] = (30, 22, 18)
+    for brow in (RIGHT_BROW, LEFT_BROW):
+        cells = (points[brow] - (region.x0, region.y0)) * n / (region.x1 - region.x0, region.y1 - region.y0)
+        cv2.polylines(lit, [np.rint(cells[:5]).astype(np.int32)], False, (60, 45, 40), 2)
+    zones = HairZones(cv2.dilate(core, np.ones((3, 3), np.uint8)), planes[..., 0], planes[..., 1])
+    return VirtualHair().update(lit, level, zones, DT_S) * mask, core, rows
 
 
-def test_a_fringe_stays_in_front_and_brows_and_eyes_stay_covered() -> None:
-    points = _points()
-    _, away, mask, core, _ = _hair_scene(points, fringe_to=62, beard_from=None)
-    top = mask[: int(0.14 * mask.shape[0])]
-    assert (away[: top.shape[0]] * top).sum() > 0.7 * top.sum()
-    assert (away * (core > 0.99)).max() < 0.02
+def test_a_virtual_fringe_is_hair_and_brows_are_not() -> None:
+    hair, _, rows = _hair_scene(_points(), fringe_to=0.16)
+    assert hair[rows < 0.12].max() > 0.95
+    bare, core, _ = _hair_scene(_points(), fringe_to=None)
+    assert (bare * core).max() < 0.05 and bare.mean() < 0.01
 
 
-def test_a_bald_forehead_and_a_beard_are_covered() -> None:
-    points = _points()
-    for beard_from in (None, 160):
-        _, away, mask, _, _ = _hair_scene(points, fringe_to=None, beard_from=beard_from)
-        assert (away * mask).sum() < 0.01 * mask.sum()
-
-
-def test_hair_never_opens_more_than_its_share() -> None:
-    points = _points()
-    _, away, mask, _, _ = _hair_scene(points, fringe_to=100, beard_from=None)
-    assert (away * mask).sum() <= (MAX_SHARE + 0.01) * mask.sum()
+def test_skin_takes_the_place_of_hair() -> None:
+    lit = np.full((36, 36, 3), (190.0, 145.0, 120.0), np.float32)
+    hair = np.zeros((36, 36), np.float32)
+    hair[:8] = 1
+    lit[:8] = 20
+    painted = paint_skin(lit, hair, np.ones((36, 36), np.float32))
+    assert np.abs(painted[:8] - (190, 145, 120)).max() < 2

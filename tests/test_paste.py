@@ -19,7 +19,7 @@ from keyface.pipeline.blend import bend_between, crop_map, upscale_map
 from keyface.pipeline.face import AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Frame, Redaction
 from keyface.pipeline.geometry import apply_affine
-from keyface.pipeline.mask import OutlineFilter, core_polygons, face_mask, region_of
+from keyface.pipeline.mask import _BRIDGE, LIFT, OutlineFilter, core_polygons, face_mask, region_of, widened
 from keyface.pipeline.paste import Paster
 from keyface.pipeline.place import (
     LEFT_BROW,
@@ -130,7 +130,8 @@ def test_a_face_is_replaced_and_the_background_keeps_its_bytes() -> None:
     assert safe.replaced == (1,) and safe.redactions == ()
     assert abs(_raw_share(raw, safe.image_rgb, driver)) < 0.1
     outside = np.ones(raw.shape[:2], bool)
-    x0, y0, x1, y1 = np.concatenate([driver.min(0), driver.max(0)]).astype(int)
+    edge = widened(driver[OVAL], driver)
+    x0, y0, x1, y1 = np.concatenate([edge.min(0), edge.max(0)]).astype(int)
     outside[y0 - 2 : y1 + 3, x0 - 2 : x1 + 3] = False
     assert (safe.image_rgb[outside] == raw[outside]).all()
 
@@ -318,15 +319,43 @@ def _long_brows(points: F32) -> F32:
     return out
 
 
-def test_hair_over_the_temples_stays_in_front_of_a_brows_tail() -> None:
-    driver = _long_brows(_points())
+def test_nothing_of_the_drivers_hair_is_left_over_the_face() -> None:
+    driver = _points()
     image = _picture((256, 256), driver, (180, 130, 110))
-    for x0, x1 in ((50, 82), (174, 206)):
-        image[30:200, x0:x1] = (34, 28, 26)
+    top, brows = driver[OVAL].min(0)[1], driver[RIGHT_BROW].min(0)[1]
+    image[: int((top + brows) / 2)] = (34, 28, 26)
+    image[:, : int(driver[OVAL].min(0)[0] + 12)] = (34, 28, 26)
     safe = Paster().process(_item((_face(driver),), (_virtual(driver),), image=image))
     assert safe.replaced == (1,)
-    for x0, x1 in ((70, 79), (178, 186)):  # over brow and temple, no skin sticks out over the hair
-        assert np.abs(safe.image_rgb[80:108, x0:x1].astype(int) - image[80:108, x0:x1]).max() < 40
+    ring = driver[OVAL] + 0.12 * (driver[OVAL].mean(0) - driver[OVAL])
+    x, y = np.rint(ring).astype(int).T
+    assert safe.image_rgb[y, x].min() > 60
+
+
+def test_the_edge_reaches_into_the_hair_but_not_past_a_side_turned_away() -> None:
+    driver = _points()
+    outline = driver[OVAL]
+    wide = widened(outline, driver)
+    width, up = face_width(driver), outline[0] - outline[18]
+    assert ((wide - outline) @ up)[0] / np.linalg.norm(up) > 0.9 * LIFT * width
+    assert all(cv2.pointPolygonTest(wide, (float(x), float(y)), False) >= 0 for x, y in outline)
+    turned = driver.copy()
+    turned[_BRIDGE] += 0.3 * width * np.array([1, 0], np.float32)  # the right of the picture is turned away
+    side = (outline - outline.mean(0))[:, 0] > 0.3 * width
+    assert np.abs((widened(outline, turned) - outline)[side, 0]).max() < 0.002 * width
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-180, 180), st.floats(0.2, 5))
+def test_the_edge_turns_and_grows_with_the_face(angle: float, scale: float) -> None:
+    driver = _points()
+    c, s = scale * np.cos(np.radians(angle)), scale * np.sin(np.radians(angle))
+    matrix = np.array([[c, -s, 40], [s, c, -25]])
+    there = apply_affine(matrix, driver)
+    found, want = widened(there[OVAL], there), apply_affine(matrix, widened(driver[OVAL], driver))
+    assert (
+        np.abs(found - want).max() < 0.25 * face_width(driver) * scale
+    )  # the box that gives the width turns
 
 
 def test_a_dark_brow_is_no_hair() -> None:
