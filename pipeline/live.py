@@ -26,7 +26,9 @@ from keyface.pipeline.chain import ChainParts, make_plans
 from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import IdentityOptions
-from keyface.pipeline.live_sink import LiveSink, finish_all
+from keyface.pipeline.live_control import LiveControls
+from keyface.pipeline.live_fanout import Fanout, SinkReport
+from keyface.pipeline.live_sink import LiveSink
 from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
 from keyface.pipeline.redact import slate_frame
 from keyface.pipeline.runner import Runner, RunReport
@@ -91,10 +93,11 @@ class LiveReport:
         redacted_frames: frames with at least one mosaic; `redacted`: reason -> frames.
         slates: pictures that said why there was none.
         reconnects: times that the source came back.
-        age: from capture to the end of the last sink.
+        age: from capture to the end of `write`, of the sink that is furthest behind and still at work.
         faults: stage -> frames on which it failed and which were mosaicked.
         stages: name -> times.
         first_output_s: from the start to the first safe frame, None before it.
+        outputs: how each sink is doing, in the order given.
     """
 
     state: SourceState
@@ -116,6 +119,7 @@ class LiveReport:
     faults: dict[str, int]
     stages: dict[str, StageTimes]
     first_output_s: float | None
+    outputs: tuple[SinkReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`."""
@@ -133,6 +137,7 @@ class LiveReport:
             "first_output_s": None if first_s is None else round(first_s, 3),
             "age": self.age.to_json(),
             "stages": {name: times.to_json() for name, times in self.stages.items()},
+            "outputs": [sink.to_json() for sink in self.outputs],
         }
 
 
@@ -151,18 +156,21 @@ def run_live(
     options: LiveOptions | None = None,
     *,
     on_tick: Callable[[LiveReport], None] | None = None,
+    controls: LiveControls | None = None,
 ) -> tuple[LiveReport, Ending]:
     """Runs until the source ends, the duration is over, or Ctrl-C or SIGTERM comes. All of these are good
     ends: recordings are complete then.
 
     Args:
         source: not yet read.
-        sinks: at least one; opened with the first picture, closed and finished here.
+        sinks: at least one; opened with the first picture, closed and finished here. One that fails is left
+            out; when the last one has failed, the run has.
         parts: of the chain; opened, closed and released here.
         on_tick: called on this thread about four times a second.
+        controls: what may be changed while it runs.
 
     Raises:
-        KeyfaceError: the source cannot be opened, or a stage or a sink failed; recordings are dropped.
+        KeyfaceError: the source cannot be opened, or a stage or all sinks failed; recordings are not complete.
     """
     options = options or LiveOptions()
     if not sinks:
@@ -172,7 +180,7 @@ def run_live(
     countdown = _Countdown(len(plans), is_ready)
     plans = [replace(plan, stage=_Announced(plan.stage, countdown)) for plan in plans]
     plans[0] = replace(plans[0], when_full="drop_oldest")
-    output = LiveOutput(sinks, source.status)
+    output = LiveOutput(Fanout(sinks, source.status, tap=source.audio, controls=controls), source.status)
     plans.append(StagePlan(name="sink", stage=output, capacity=1, idle_every_s=_SLATE_EVERY_S))
     runner = Runner(
         source, plans, timeout_s=options.stage_timeout_s, source_timeout_s=math.inf,
@@ -201,25 +209,21 @@ def run_live(
         is_complete = True
     finally:
         report = _report(runner.report(), source.status, output)
-        _finish(runner, sinks, parts, is_complete=is_complete)
+        _finish(runner, output, parts, is_complete=is_complete)
     return report, ending
 
 
-def _finish(runner: Runner, sinks: Sequence[LiveSink], parts: ChainParts, *, is_complete: bool) -> None:
+def _finish(runner: Runner, output: LiveOutput, parts: ChainParts, *, is_complete: bool) -> None:
     """Lets go of everything that no stuck thread still uses."""
-    busy = set(runner.stuck) - {"source"}
     if runner.stuck:
         _LOG.warning("still busy when the stream ended: %s", ", ".join(runner.stuck))
-    if not busy:
+    if not set(runner.stuck) - {"source"}:
         parts.release()
-    if "sink" not in busy:
-        if is_complete:
-            finish_all(sinks, is_complete=True)
-            return
-        with suppress(KeyfaceError, OSError):  # what made the run fail is told, not this
-            finish_all(sinks, is_complete=False)
-    elif is_complete:
-        raise StageError("A sink did not come back from its last frame; recordings are lost.")
+    if is_complete:
+        output.finish(is_complete=True)
+        return
+    with suppress(KeyfaceError, OSError):  # what made the run fail is told, not this
+        output.finish(is_complete=False)
 
 
 class LiveOutput:
@@ -227,15 +231,14 @@ class LiveOutput:
 
     Attributes:
         tally: what was shown.
-        ages: from capture to the end of the last sink.
+        ages: from capture to the hand-over to the sinks.
         n_slates: slates shown.
         n_faces: in the last frame.
     """
 
-    def __init__(self, sinks: Sequence[LiveSink], status: LiveStatus) -> None:
-        self._sinks = tuple(sinks)
+    def __init__(self, sinks: Fanout, status: LiveStatus) -> None:
+        self._sinks = sinks
         self._status = status
-        self._is_open = False
         self._last_output_s = time.monotonic()
         self.tally = Tally()
         self.ages = DurationLog()
@@ -246,17 +249,21 @@ class LiveOutput:
     @property
     def wants_end(self) -> bool:
         """True when the user has ended the stream through a sink."""
-        return any(sink.wants_end for sink in self._sinks)
+        return self._sinks.wants_end
+
+    @property
+    def outputs(self) -> tuple[SinkReport, ...]:
+        """How each sink is doing."""
+        return self._sinks.reports()
 
     def open(self) -> None:
         """Nothing: sinks are opened when the size of the picture is known."""
 
     def process(self, item: SafeFrame) -> None:
-        """Shows one frame. Raises StageError for anything but a SafeFrame, and as the sinks do."""
+        """Shows one frame. Raises StageError for anything but a SafeFrame, and when all sinks have failed."""
         if type(item) is not SafeFrame:
             raise StageError(f"sink: got {type(item).__name__}, want SafeFrame.")
-        height, width = item.image_rgb.shape[:2]
-        self._show(item, (width, height))
+        self._sinks.show(item)
         now_s = self._last_output_s = time.monotonic()
         self._last_age_s = now_s - (self._status.origin_s or now_s) - item.pts_s
         self.ages.add(self._last_age_s)
@@ -265,6 +272,7 @@ class LiveOutput:
 
     def idle(self) -> None:
         """Shows a slate, if there is a reason for one and the size of the picture is known."""
+        self._sinks.check()
         text, size_wh = self._why(), self._status.size_wh
         if text is None or size_wh is None:
             return
@@ -273,20 +281,17 @@ class LiveOutput:
         pts_s = 0.0 if origin_s is None else max(0.0, now_s - origin_s - self._last_age_s)
         width, height = size_wh
         blank = Frame(np.zeros((height, width, 3), np.uint8), self.tally.frames, pts_s)
-        self._show(slate_frame(blank, text), size_wh)
+        self._sinks.show(slate_frame(blank, text))
         self.n_slates += 1
         self.n_faces = 0
 
     def close(self) -> None:
-        """Closes all sinks, also when one fails."""
-        failure: Exception | None = None
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        """Closes all sinks, also when one fails. Returns within a second."""
+        self._sinks.close()
+
+    def finish(self, *, is_complete: bool) -> None:
+        """See `Fanout.finish`."""
+        self._sinks.finish(is_complete=is_complete)
 
     def _why(self) -> str | None:
         if self._status.state == "lost":
@@ -298,14 +303,6 @@ class LiveOutput:
         if time.monotonic() - self._last_output_s > _STALLED_S:
             return "No safe picture at the moment."
         return None
-
-    def _show(self, frame: SafeFrame, size_wh: tuple[int, int]) -> None:
-        if not self._is_open:
-            self._is_open = True
-            for sink in self._sinks:
-                sink.open(size_wh, self._status.fps)
-        for sink in self._sinks:
-            sink.write(frame)
 
 
 class _Countdown:
@@ -342,12 +339,15 @@ class _Announced:
 
 def _report(run: RunReport, status: LiveStatus, output: LiveOutput) -> LiveReport:
     stream_s = 0.0 if status.origin_s is None else time.monotonic() - status.origin_s
-    tally = output.tally
+    tally, outputs = output.tally, output.outputs
+    ages = [sink.age for sink in outputs if sink.state in ("live", "closed")]
+    age = max(ages, key=lambda age: age.p95_ms, default=output.ages.times())
     return LiveReport(
         state=status.state, wall_s=run.wall_s, stream_s=stream_s, frames_in=run.taken,
         frames_out=tally.frames, dropped=run.dropped, fps_in=run.taken / max(stream_s, 1e-9),
         fps_out=tally.frames / max(stream_s, 1e-9), faces=output.n_faces, people=len(tally.tracks),
         replaced=tally.replaced, redacted_frames=tally.redacted_frames, redacted=dict(tally.redacted),
-        slates=output.n_slates, reconnects=status.reconnects, age=output.ages.times(), faults=run.faults,
+        slates=output.n_slates, reconnects=status.reconnects, age=age, faults=run.faults,
         stages=run.stages, first_output_s=run.first_output_s,
+        outputs=outputs,
     )  # fmt: skip

@@ -1,8 +1,12 @@
-"""Where a live picture goes: a virtual camera, a window, a recording, or nowhere. All take `SafeFrame` only.
+"""Where a live picture goes: what every sink is, and which one a name stands for. All take `SafeFrame` only.
 
 A sink is opened with the size of the picture, written and closed on one thread. `finish` comes after all
 threads have ended and decides about recordings: one that was stopped on purpose, or whose source ended, is
 complete and gets its name; one that a failure cut short does not.
+
+Two attributes are optional. `queue_frames` says how many frames may wait for the sink, for those that would
+rather have all than the newest. `interrupt()`, on any thread, makes a call that waits for something outside
+come back at once.
 """
 
 from __future__ import annotations
@@ -10,12 +14,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline.frame import ImageRgb, SafeFrame
+from keyface.pipeline.live_audio import AudioPiece
 
 
 class LiveSink(Protocol):
@@ -33,8 +38,13 @@ class LiveSink(Protocol):
         """Called once, before the first `write`. Raises SinkError."""
         ...
 
-    def write(self, frame: SafeFrame) -> None:
-        """Shows one frame now. Raises TypeError for anything but a SafeFrame, SinkError when it fails."""
+    def write(self, frame: SafeFrame) -> bool | None:
+        """Shows one frame now. False says that it was left out, as by a push that waits for its receiver.
+
+        Raises:
+            TypeError: not a `SafeFrame`.
+            SinkError: it failed for good.
+        """
         ...
 
     def close(self) -> None:
@@ -43,6 +53,19 @@ class LiveSink(Protocol):
 
     def finish(self, *, is_complete: bool) -> None:
         """After `close`, on any thread: keeps or drops what was recorded."""
+        ...
+
+
+@runtime_checkable
+class SoundSink(LiveSink, Protocol):
+    """A sink that takes sound beside the picture."""
+
+    def expect_sound(self) -> None:
+        """Called before `open` when there will be sound."""
+        ...
+
+    def write_sound(self, piece: AudioPiece) -> None:
+        """Takes the sound up to the next frame's time, before that frame. Raises SinkError."""
         ...
 
 

@@ -400,3 +400,14 @@ def describe(error: BaseException) -> str:
     return (
         text if isinstance(error, KeyfaceError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
     )
+
+
+def side_thread(name: str, run: Callable[[], None]) -> threading.Thread:
+    """A started thread beside the chain, for work that must not hold it up, such as one sink of several.
+
+    `run` must not raise. Whoever asks for the thread joins it; one that is stuck in native code is abandoned
+    like a stage's.
+    """
+    thread = threading.Thread(target=run, name=f"keyface-{name}", daemon=True)
+    thread.start()
+    return thread

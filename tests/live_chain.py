@@ -34,6 +34,8 @@ QUICK = LiveSourceOptions(open_timeout_s=2.0, silence_s=0.5, first_pause_s=0.05,
 class Screen(NullSink):
     """Keeps what it gets, and fails the test on a raw face."""
 
+    queue_frames = 64
+
     def __init__(self, slow_s: float = 0.0) -> None:
         super().__init__()
         self.frames: list[SafeFrame] = []

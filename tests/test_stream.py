@@ -204,16 +204,34 @@ def test_a_stage_that_hangs_is_a_slate_and_then_the_end() -> None:
     assert no_threads_left()
 
 
-def test_a_sink_that_fails_ends_the_stream(make_clip: MakeClip, tmp_path: Path) -> None:
-    class Broken(Screen):
-        def write(self, frame: SafeFrame) -> None:
-            raise SinkError("The screen broke.")
+class Broken(Screen):
+    def write(self, frame: SafeFrame) -> None:
+        raise SinkError("The screen broke.")
 
-    other, recording = Screen(), RecordingSink(tmp_path / "out.mp4")
-    source = LiveSource(parse_source(str(make_clip())))
+
+def test_a_sink_that_fails_is_left_out(
+    make_clip: MakeClip, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, recording, broken = Screen(), RecordingSink(tmp_path / "out.mp4"), Broken()
+    source = LiveSource(parse_source(str(make_clip(n_frames=20))))
+    report, ending = run_live(source, [other, broken, recording], fake_parts(BOX))
+    assert ending == "source_ended" and report.frames_out > 5
+    assert [sink.state for sink in report.outputs] == ["closed", "failed", "closed"]
+    assert "broke" in report.outputs[1].problem and report.outputs[1].written == 0
+    assert [r.getMessage() for r in caplog.records if "broke" in r.getMessage()] == [
+        "An output has failed and is left out: The screen broke."
+    ]
+    assert (other.endings, broken.endings) == ([True], [False])
+    assert len(read_video(tmp_path / "out.mp4")[0]) == len(other.frames) == report.frames_out + report.slates
+    assert no_threads_left()
+
+
+def test_the_last_sink_that_fails_ends_the_stream(make_clip: MakeClip) -> None:
+    one, two = Broken(), Broken()
+    source = LiveSource(parse_source(str(make_clip(n_frames=40))))
     with pytest.raises(SinkError, match="broke"):
-        run_live(source, [other, recording, Broken()], fake_parts(BOX))
-    assert other.endings == [False] and not (tmp_path / "out.mp4").exists()
+        run_live(source, [one, two], fake_parts(BOX))
+    assert one.endings == two.endings == [False] and one.is_closed and two.is_closed
     assert no_threads_left()
 
 
