@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from keyface.pipeline.live_board import LiveBoard
+from keyface.pipeline.live_board import LiveBoard, Rates
+from keyface.pipeline.live_metrics import sink_kind
 
 if TYPE_CHECKING:
     from keyface.pipeline.live import LiveReport
@@ -105,14 +106,22 @@ class EventWatch:
             log_event("controls", controls.to_json())
         if report.wall_s >= self._next_s:
             self._next_s = report.wall_s + _FIGURES_EVERY_S
-            log_event("figures", self._figures(report))
+            log_event("figures", figures(report, self._board.rates()))
 
-    def _figures(self, report: LiveReport) -> dict[str, Any]:
-        rates = self._board.rates()
-        return {
-            "state": report.state, "fps_in": round(rates.fps_in, 2), "fps_out": round(rates.fps_out, 2),
-            "frames_in": report.frames_in, "frames_out": report.frames_out, "dropped": report.dropped,
-            "faces": report.faces, "redacted_frames": report.redacted_frames, "slates": report.slates,
-            "reconnects": report.reconnects, "age_p50_ms": round(report.age.p50_ms, 1),
-            "age_p95_ms": round(report.age.p95_ms, 1), "faults": report.faults,
-        }  # fmt: skip
+
+def figures(report: LiveReport, rates: Rates) -> dict[str, Any]:
+    """Counts, rates and times of a report, for `log_event`; sinks by kind, not by name."""
+    return {
+        "state": report.state, "wall_s": round(report.wall_s, 3), "fps_in": round(rates.fps_in, 2),
+        "fps_out": round(rates.fps_out, 2), "frames_in": report.frames_in, "frames_out": report.frames_out,
+        "dropped": report.dropped, "faces": report.faces, "people": report.people,
+        "replaced": report.replaced, "redacted_frames": report.redacted_frames,
+        "redacted": report.redacted, "slates": report.slates, "reconnects": report.reconnects,
+        "age_p50_ms": round(report.age.p50_ms, 1), "age_p95_ms": round(report.age.p95_ms, 1),
+        "faults": report.faults,
+        "sinks": [
+            {"kind": sink_kind(sink.name), "state": sink.state, "written": sink.written,
+             "dropped": sink.dropped}
+            for sink in report.outputs
+        ],
+    }  # fmt: skip

@@ -68,6 +68,7 @@ class _Collector:
         if report is not None:
             yield from self._counts(report)
             yield from self._times(report)
+            yield from self._sinks(report)
 
     def _stream(self) -> Iterator[Any]:
         report, rates = self._board.report, self._board.rates()
@@ -117,6 +118,24 @@ class _Collector:
             _add_times(stages, {"stage": name}, times)
         yield stages
 
+    def _sinks(self, report: LiveReport) -> Iterator[Any]:
+        written = self._core.CounterMetricFamily(
+            "keyface_sink_frames_written", "Frames and slates that a sink took.", labels=["sink", "kind"]
+        )
+        dropped = self._core.CounterMetricFamily(
+            "keyface_sink_frames_dropped", "Frames that a sink never got or did not take.",
+            labels=["sink", "kind"],
+        )  # fmt: skip
+        failed = self._core.GaugeMetricFamily(
+            "keyface_sink_failed", "1 for a sink that has failed.", labels=["sink", "kind"]
+        )
+        for number, sink in enumerate(report.outputs):
+            labels = [str(number), sink_kind(sink.name)]
+            written.add_metric(labels, sink.written)
+            dropped.add_metric(labels, sink.dropped)
+            failed.add_metric(labels, float(sink.state == "failed"))
+        yield from (written, dropped, failed)
+
     def _gauge(self, name: str, text: str, value: float) -> Any:
         return self._core.GaugeMetricFamily(f"keyface_{name}", text, value=value)
 
@@ -128,6 +147,14 @@ class _Collector:
         for choice in choices:
             family.add_metric([choice], float(choice == now))
         return family
+
+
+def sink_kind(name: str) -> str:
+    """What a sink's name says about its kind, without hosts and files: these may be personal."""
+    if "://" in name:
+        return name.split("://", 1)[0]
+    first = name.split(" ", 1)[0]
+    return first if first in ("page", "null", "window", "virtual") else "file"
 
 
 def _add_times(family: Any, labels: dict[str, str], times: StageTimes) -> None:

@@ -64,7 +64,7 @@ function showControls() {
   byId("panic").querySelector("strong").textContent =
     controls.is_panic ? "Everybody is mosaicked" : "Mosaic everybody";
   byId("panic").querySelector("span").textContent =
-    controls.is_panic ? "press again for virtual faces" : "at once, whatever the picture shows";
+    controls.is_panic ? "press again for virtual faces" : "no virtual faces, from the next frame on";
   const rotate = byId("rotate");
   rotate.disabled = !state.can_rotate || controls.is_rotating;
   rotate.textContent = controls.is_rotating ? "Changing…" : "Next key";
@@ -72,7 +72,8 @@ function showControls() {
   const quality = byId("quality");
   if (quality.options.length !== controls.quality_steps + 1) {
     for (let step = 0; step < controls.quality_steps; step += 1) {
-      const name = step === 0 ? "best" : step === controls.quality_steps - 1 ? "fastest" : `step ${step}`;
+      const last = controls.quality_steps - 1;
+      const name = step === 0 ? "Quality: best" : step === last ? "Quality: fastest" : `Quality: step ${step}`;
       quality.add(new Option(name, String(step)));
     }
   }

@@ -6,22 +6,24 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keyface.configs.errors import UsageError
+from keyface.configs.errors import KeyfaceError, UsageError
 
 if TYPE_CHECKING:
     from keyface.pipeline.chain import ChainParts
+    from keyface.pipeline.key import Key
     from keyface.pipeline.live import LiveReport
     from keyface.pipeline.live_address import SourceAddress
+    from keyface.pipeline.live_board import LiveBoard
+    from keyface.pipeline.live_control import LiveControls
+    from keyface.pipeline.live_page import LivePage
     from keyface.pipeline.live_sink import LiveSink
-    from keyface.pipeline.live_source import LiveSource
 
-_LINE_EVERY_S = 1.0
+TOKEN_VARIABLE = "KEYFACE_PAGE_TOKEN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_parser(subparsers: Any) -> None:
     """Adds `stream` to the sub-commands."""
+    from keyface.tools.stream_config import Flags
+    from keyface.tools.stream_flags import add_flags
+
     parser = subparsers.add_parser(
         "stream",
         help="anonymise a camera or a stream, live",
@@ -40,117 +45,188 @@ def add_parser(subparsers: Any) -> None:
         "where that is not possible. Live pictures are not held back: a face is hidden from the frame on in "
         "which it is detected, not before.",
         epilog="Ctrl-C and SIGTERM end the stream; recordings are complete then. Passwords in URLs are "
-        "never printed, but other users of this machine can see command lines.",
+        "never printed, but other users of this machine can see command lines: give such a URL with "
+        "--source-env or --source-file.",
     )
-    parser.add_argument(
-        "--source", required=True, metavar="SOURCE",
-        help="camera number or /dev/videoN, rtsp://, rtmp:// or http(s):// URL, video file, or 'test'",
-    )  # fmt: skip
-    parser.add_argument("--key-file", type=Path, metavar="KEY", help="made by `keyface keygen`")
-    parser.add_argument(
-        "--sink", action="append", metavar="SINK", dest="sinks",
-        help="virtual (a camera for other programs), virtual:DEVICE, window, null or FILE.mp4; may be given "
-        "several times (default: virtual)",
-    )  # fmt: skip
-    _add_what(parser)
-    _add_how(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what is shown")
-    what.add_argument(
-        "--redact-only", action="store_true", help="mosaic all faces, no virtual ones; needs no key"
-    )
-    what.add_argument(
-        "--faces", choices=("all", "largest"), default="all",
-        help="largest: one virtual face, for the largest; all others are mosaicked (default: all)",
-    )  # fmt: skip
-    what.add_argument("--width", type=int, metavar="PX", help="asked of a camera; others are scaled to it")
-    what.add_argument("--height", type=int, metavar="PX", help="likewise; give both or none")
-    what.add_argument("--fps", type=float, help="asked of a camera, and of the test pattern")
-    what.add_argument("--duration", type=float, metavar="S", help="end after that much of the stream")
-    what.add_argument("--loop", action="store_true", help="begin a file again at its end")
-    what.add_argument("--force", action="store_true", help="replace existing recordings")
-
-
-def _add_how(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_argument_group("how it runs")
-    how.add_argument(
-        "--json", action="store_true", help="print a summary as JSON on standard output at the end"
-    )
-    how.add_argument("--quiet", action="store_true", help="no line each second")
-    how.add_argument(
-        "--detect-every", type=int, choices=(1, 2), default=1, metavar="N",
-        help="2: look for new faces in every second frame only; faster, and shows a new face for one frame "
-        "more (default: 1)",
-    )  # fmt: skip
-    how.add_argument(
-        "--backend", choices=("auto", "onnxruntime", "openvino"), default="auto", help="default: auto"
-    )
-    how.add_argument("--preset", default="default", metavar="NAME", help="how networks are run")
-    how.add_argument("--threads", type=int, default=0, help="threads of one network (default: as configured)")
+    add_flags(parser)
+    parser.set_defaults(run=run, flags=Flags(parser))
 
 
 def run(args: argparse.Namespace) -> int:
     """Streams until the end; returns 0 when it came on purpose."""
-    from keyface.pipeline.live import LiveOptions, run_live
-    from keyface.pipeline.live_address import parse_source
-    from keyface.pipeline.live_sink import make_sink
-    from keyface.pipeline.live_source import LiveSource
+    from keyface.pipeline.live_log import log_event
+    from keyface.tools.stream_console import open_log
 
-    address = parse_source(args.source)
+    args = args.flags.settle(args)
+    if args.log_json == "-" and args.json:
+        raise UsageError("--log-json - and --json both write to standard output.", "Log to a file.")
+    if args.config is not None:
+        _warn(_config_warnings(args.config))
+    with ExitStack() as stack:
+        if args.log_json is not None:
+            open_log(args.log_json, stack)
+        try:
+            return _stream(args, stack)
+        except KeyfaceError as error:
+            log_event("error", {"error": str(error), "exit_code": error.exit_code})
+            raise
+
+
+def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
+    from keyface.pipeline.live import LiveOptions, run_live
+    from keyface.pipeline.live_address import read_source
+    from keyface.pipeline.live_log import figures, log_event
+    from keyface.pipeline.live_metrics import sink_kind
+    from keyface.pipeline.live_source import LiveSource
+    from keyface.tools.stream_console import ConsoleLine, sentence, summary
+
+    address = read_source(text=args.source, env=args.source_env, file=args.source_file)
     options = LiveOptions(faces=args.faces, duration_s=args.duration)
     source = LiveSource(address, _source_options(args))
-    sinks = [make_sink(text, may_replace=args.force) for text in args.sinks or ["virtual"]]
-    _check_targets(address, sinks)
-    with ExitStack() as stack:
-        parts = _parts(args, stack)
-        line = None if args.quiet else ConsoleLine()
-        report, ending = run_live(source, sinks, parts, options, on_tick=line)
+    controls = _controls(args, stack)
+    board = _board(controls, source)
+    key, rotate = _keys(args, stack, controls)
+    sinks, page = _sinks(args, address, controls, board, rotate)
+    if page is not None:
+        stack.enter_context(page)
+        _tell_page(page, args.quiet)
+    parts = _parts(args, key)
+    line = None if args.quiet else ConsoleLine(board)
+    log_event("start", {"source": address.kind, "sinks": [sink_kind(sink.name) for sink in sinks]})
+    try:
+        report, ending = run_live(
+            source, sinks, parts, options, on_tick=_all_of(board, line), controls=controls
+        )
+    finally:
+        board.has_ended = True
+        if line is not None:
+            line.end()
+    log_event("end", {"ending": ending, **figures(report, board.rates())})
     if args.json:
-        print(json.dumps(_summary(source, sinks, report, ending), indent=2))
+        print(json.dumps(summary(source, sinks, report, ending), indent=2))
     elif not args.quiet:
-        print(_sentence(report, ending), file=sys.stderr)
+        print(sentence(report, ending), file=sys.stderr)
     return 0
 
 
-class ConsoleLine:
-    """An `on_tick` of `run_live`: one line a second on standard error, with rates over that second."""
+def _all_of(board: LiveBoard, line: Callable[[LiveReport], None] | None) -> Callable[[LiveReport], None]:
+    from keyface.pipeline.live_log import EventWatch
 
-    def __init__(self) -> None:
-        self._last_s = time.monotonic()
-        self._last: LiveReport | None = None
+    watch = EventWatch(board)
 
-    def __call__(self, report: LiveReport) -> None:
-        """Prints when a second has passed."""
-        now_s = time.monotonic()
-        passed_s = now_s - self._last_s
-        if passed_s < _LINE_EVERY_S:
-            return
-        last_in, last_out = (self._last.frames_in, self._last.frames_out) if self._last else (0, 0)
-        rate_in, rate_out = (report.frames_in - last_in) / passed_s, (report.frames_out - last_out) / passed_s
-        self._last_s, self._last = now_s, report
-        line = (
-            f"{report.wall_s:7.1f} s  {report.state:8}  in {rate_in:4.1f} fps  out {rate_out:4.1f} fps  "
-            f"dropped {report.dropped}  faces {report.faces}  mosaics {report.redacted_frames}  "
-            f"age {report.age.p50_ms:.0f}/{report.age.p95_ms:.0f} ms"
+    def tick(report: LiveReport) -> None:
+        board(report)
+        watch(report)
+        if line is not None:
+            line(report)
+
+    return tick
+
+
+def _controls(args: argparse.Namespace, stack: ExitStack) -> LiveControls:
+    from keyface.pipeline.live_control import LiveControls
+
+    try:
+        controls = LiveControls(mode=args.start_mode, shows_boxes=args.boxes, quality=args.quality)
+    except ValueError as error:
+        raise UsageError(f"--quality: {error}.") from None
+    stack.callback(controls.close)
+    return controls
+
+
+def _board(controls: LiveControls, source: Any) -> LiveBoard:
+    from keyface.pipeline.live_board import LiveBoard
+
+    return LiveBoard(controls, source=source.address.label, problem=lambda: str(source.status.problem))
+
+
+def _keys(
+    args: argparse.Namespace, stack: ExitStack, controls: LiveControls
+) -> tuple[Key | None, Callable[[], None] | None]:
+    """The key to begin with, and what asks for the next one."""
+    from keyface.pipeline.key_ring import KeyRing
+    from keyface.tools.keygen_command import ask_passphrase
+
+    if args.redact_only:
+        return None, None
+    if args.key_file is None:
+        raise UsageError(
+            "A key is needed: --key-file KEY.", "Make one with `keyface keygen KEY`, or use --redact-only."
         )
-        if report.reconnects:
-            line += f"  reconnects {report.reconnects}"
-        print(line, file=sys.stderr, flush=True)
+    ring = KeyRing([args.key_file, *(args.next_key_files or [])], ask_passphrase)
+    _warn(ring.warnings)
+
+    def rotate() -> None:
+        controls.request_key(ring.next())
+
+    return stack.enter_context(ring.first()), rotate
 
 
-def _parts(args: argparse.Namespace, stack: ExitStack) -> ChainParts:
+def _sinks(
+    args: argparse.Namespace,
+    address: SourceAddress,
+    controls: LiveControls,
+    board: LiveBoard,
+    rotate: Callable[[], None] | None,
+) -> tuple[list[LiveSink], LivePage | None]:
+    from keyface.pipeline.live_keys import LiveKeys
+    from keyface.pipeline.live_page import LivePage
+    from keyface.pipeline.live_sink import make_sink
+
+    texts = args.sinks or ["virtual"]
+    pages = [text for text in texts if text == "page" or text.startswith("page:")]
+    if len(pages) > 1:
+        raise UsageError("--sink: the page is named twice.", "Name it once; several browsers may look at it.")
+    sinks = [make_sink(text, may_replace=args.force) for text in texts if text not in pages]
+    for sink in sinks:
+        if hasattr(sink, "keys"):
+            sink.keys = LiveKeys(controls, rotate)
+    _check_targets(address, sinks)
+    if not pages:
+        return sinks, None
+    page = LivePage(controls, board, _page_options(args, pages[0]), rotate=rotate)
+    return [*sinks, page.sink], page
+
+
+def _page_options(args: argparse.Namespace, text: str) -> Any:
+    from keyface.pipeline.live_page import DEFAULT_PORT, PageOptions
+
+    port = text.partition(":")[2] or str(DEFAULT_PORT)
+    if not port.isdecimal():
+        raise UsageError(f"--sink: got {text!r}.", "Want page or page:PORT.")
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if args.page_token_file is not None:
+        try:
+            lines = args.page_token_file.read_text("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            raise UsageError(f"--page-token-file: {args.page_token_file} cannot be read as text.") from None
+        token = lines[0].strip()
+        if not token:
+            raise UsageError(f"--page-token-file: the first line of {args.page_token_file} is empty.")
+    return PageOptions(
+        port=int(port), address=args.page_address, host_names=tuple(args.page_hosts or ()), token=token
+    )
+
+
+def _tell_page(page: LivePage, is_quiet: bool) -> None:
+    """Prints where the page is. A random token is nowhere else to be had, so it is printed in any case."""
+    if not (is_quiet and page.options.token):
+        print(f"keyface: page {page.shown_url}", file=sys.stderr, flush=True)
+    if not page.options.is_local:
+        _warn(
+            (f"the page on {page.options.address} can be reached from other machines, without encryption.",)
+        )
+
+
+def _parts(args: argparse.Namespace, key: Key | None) -> ChainParts:
     from keyface.pipeline.assemble import make_parts
     from keyface.pipeline.live import LIVE_IDENTITY, live_analysis
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.tools.process_command import ensure_models, load_key
+    from keyface.tools.process_command import ensure_models
 
     networks = ProcessOptions(
         redact_only=args.redact_only, preset=args.preset, backend=args.backend, threads=args.threads
     )
-    key = load_key(args, stack)
     store = ensure_models(networks, args.quiet or args.json, is_needed=True)
     return make_parts(store, key, networks, analyse=live_analysis(args.detect_every), identity=LIVE_IDENTITY)
 
@@ -172,22 +248,15 @@ def _check_targets(address: SourceAddress, sinks: list[LiveSink]) -> None:
         raise UsageError("--sink: the recording is the source itself.", "Choose another name.")
 
 
-def _summary(source: LiveSource, sinks: list[LiveSink], report: LiveReport, ending: str) -> dict[str, Any]:
-    return {
-        "source": source.address.label,
-        "sinks": [sink.name for sink in sinks],
-        "ending": ending,
-        "size_wh": source.status.size_wh,
-        **report.to_json(),
-    }
+def _config_warnings(file: Path) -> tuple[str, ...]:
+    from keyface.tools.stream_config import config_warnings
+
+    return config_warnings(file)
 
 
-def _sentence(report: LiveReport, ending: str) -> str:
-    return (
-        f"keyface: {ending.replace('_', ' ')} after {report.wall_s:.1f} s: {report.frames_out} frames at "
-        f"{report.fps_out:.1f} fps, {report.dropped} dropped, {report.people} faces, mosaic in "
-        f"{report.redacted_frames} frames, age {report.age.p50_ms:.0f}/{report.age.p95_ms:.0f} ms (p50/p95)"
-    )
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"keyface: warning: {sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":
