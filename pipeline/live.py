@@ -27,6 +27,7 @@ from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import IdentityOptions
 from keyface.pipeline.live_control import LiveControls
+from keyface.pipeline.live_control import LiveControls
 from keyface.pipeline.live_fanout import Fanout, SinkReport
 from keyface.pipeline.live_sink import LiveSink
 from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
@@ -166,6 +167,7 @@ def run_live(
         sinks: at least one; opened with the first picture, closed and finished here. One that fails is left
             out; when the last one has failed, the run has.
         parts: of the chain; opened, closed and released here.
+        controls: what somebody may change while it runs; None: nobody does.
         on_tick: called on this thread about four times a second.
         controls: what may be changed while it runs.
 
@@ -194,7 +196,7 @@ def run_live(
             on_tick(report)
         if options.duration_s is not None and report.stream_s >= options.duration_s:
             raise _Enough("duration")
-        if output.wants_end:
+        if output.wants_end or (controls is not None and controls.wants_end):
             raise _Enough("closed")
 
     ending: Ending = "source_ended"
