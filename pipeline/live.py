@@ -27,7 +27,6 @@ from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import IdentityOptions
 from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_control import LiveControls
 from keyface.pipeline.live_fanout import Fanout, SinkReport
 from keyface.pipeline.live_sink import LiveSink
 from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
