@@ -13,6 +13,7 @@ from keyface.engines.engine import Array, Engine, TensorSpec
 from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
 from keyface.pipeline.analyse import AnalyseOptions, Analyser
+from keyface.pipeline.book import IdentityBook
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.detect import DetectOptions, YuNetDetector
 from keyface.pipeline.identity import Identities, IdentityOptions
@@ -63,6 +64,7 @@ def make_parts(
     is_still: bool = False,
     analyse: AnalyseOptions | None = None,
     identity: IdentityOptions | None = None,
+    book: IdentityBook | None = None,
 ) -> ChainParts:
     """The parts of a chain for one source. No network is opened before the stages are.
 
@@ -72,6 +74,7 @@ def make_parts(
         open_network: None opens networks of the store; see `EnginePool` to share them.
         is_still: for photos, where there is no second frame to find a face in: smaller faces are looked for.
         analyse, identity: options other than the usual ones, for live use.
+        book: knows people from before; the caller ends its clips and closes it.
     """
     network = open_network or network_opener(store, options)
 
@@ -99,10 +102,16 @@ def make_parts(
         return ReenactEngines(network(f"synthesis_{options.generator_px}"), landmarker(), recogniser())
 
     basis = IdentityBasis.load(store.path("identity_basis"))
-    identities, virtual = Identities(recogniser, identity), VirtualIdentities(key, basis)
+    identities = Identities(recogniser, identity, book=book, cohort=basis.cohort)
+    virtual = VirtualIdentities(key, basis)
     reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
+
+    def release() -> None:
+        identities.teach_book()
+        virtual.close()
+
     return ChainParts(
-        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=virtual.close
+        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=release
     )
 
 

@@ -166,19 +166,37 @@ class BookFile:
             ) from error
 
     def _replace(self, data: bytes) -> None:
-        """Under the lock: the new content beside the book, mode 0600, on the disk, then under its name."""
-        temporary = self._real.with_name(f".{self._real.name}.part")
-        temporary.unlink(missing_ok=True)  # of a program that was killed here
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._real)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _flush_folder(self._real.parent)
+        """Under the lock."""
+        replace_private(self._real, data)
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """The new content beside `path`, mode 0600, on the disk, then under its name. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)  # of a program that was killed here
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def write_private(path: Path, data: bytes, *, may_replace: bool = False) -> None:
+    """Writes an export, mode 0600, whole or not at all. Raises BookError: it exists, or cannot be written."""
+    if os.path.lexists(path) and not may_replace:
+        raise BookError(f"'{path}' already exists.", "Choose another name, or pass --force to replace it.")
+    try:
+        replace_private(path, data)
+    except OSError as error:
+        raise BookError(
+            f"'{path}' cannot be written: {error.strerror or error}.",
+            "Choose a folder that exists and that you may write to.",
+        ) from error
 
 
 def seal_book(people: Sequence[Entry], secret: bytes) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from keyface.pipeline.book import ClipReport
 from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.stage_times import StageTimes
 
@@ -30,6 +31,7 @@ class Summary:
         stages: name -> times.
         notes: what was done to sound, metadata and size, in sentences.
         warnings: what the user should look at, in sentences.
+        book: what the identity book had to do with it, see `ClipReport`; None without a book.
     """
 
     source: str
@@ -48,6 +50,16 @@ class Summary:
     stages: dict[str, StageTimes]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    book: ClipReport | None = None
+
+    def with_book(self, report: ClipReport) -> Summary:
+        """The same with what the identity book has to say."""
+        return replace(
+            self,
+            book=report,
+            notes=(*self.notes, *report.sentences()),
+            warnings=(*self.warnings, *report.warnings()),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`."""
@@ -68,6 +80,7 @@ class Summary:
             "stages": {name: times.to_json() for name, times in self.stages.items()},
             "notes": list(self.notes),
             "warnings": list(self.warnings),
+            **({} if self.book is None else {"book": self.book.to_json()}),
         }
 
 

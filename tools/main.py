@@ -21,6 +21,7 @@ COMMANDS = {
     "process": "anonymise videos and photos",
     "stream": "anonymise a camera or a stream, live",
     "keygen": "make a key file",
+    "book": "who is in an identity book; forget, export and import people",
     "models": "list, fetch and verify the models",
     "doctor": "what this machine has, what is missing, what to do",
     "demo": "make a clip of a generated person and anonymise it",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.assemble import EnginePool
     from keyface.pipeline.batch import Job, ResumeLog
+    from keyface.pipeline.book import IdentityBook
     from keyface.pipeline.key import Key
     from keyface.pipeline.process_options import ProcessOptions
     from keyface.pipeline.summary import Summary
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds `process` to the sub-commands."""
+    from keyface.tools.book_options import add_book_options
+
     parser = subparsers.add_parser(
         "process",
         help="anonymise videos and photos",
@@ -37,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--key-file", type=Path, metavar="KEY", help="made by `keyface keygen`")
     _add_what(parser)
+    add_book_options(parser)
     _add_how(parser)
     parser.set_defaults(run=run)
 
@@ -99,18 +103,20 @@ def run(args: argparse.Namespace) -> int:
     """Processes all inputs; a failed file of many does not stop the others. Returns the exit code of the
     first failure, else 0."""
     from keyface.pipeline.batch import plan_jobs
+    from keyface.tools.book_options import open_book
 
     options = _options(args)
     with ExitStack() as stack:
         key = load_key(args, stack)
+        book = open_book(args, key, stack)
         jobs = plan_jobs(args.inputs, args.output, may_replace=args.force or args.resume)
-        log = _resume_log(args, options, key)
+        log = _resume_log(args, options, key, book)
         _check_side_by_side(args, jobs)
         todo = [job for job in jobs if log is None or not log.is_finished(job)]
         if log is not None and not args.force:
             _refuse_strangers(todo)
         store = ensure_models(options, args.quiet or args.json, is_needed=bool(todo))
-        session = _Session(args, options, key, store, stack, is_batch=len(jobs) > 1)
+        session = _Session(args, options, key, store, stack, is_batch=len(jobs) > 1, book=book)
         for job in todo:
             session.do(job, log)
     n_skipped = len(jobs) - len(todo)
@@ -133,6 +139,7 @@ class _Session:
         stack: ExitStack,
         *,
         is_batch: bool,
+        book: IdentityBook | None,
     ) -> None:
         self._args = args
         self._options = options
@@ -140,6 +147,7 @@ class _Session:
         self._store = store
         self._stack = stack
         self._is_batch = is_batch
+        self._book = book
         self._pool: EnginePool | None = None
         self._summaries: list[Summary] = []
         self._failures: list[tuple[Path, KeyfaceError]] = []
@@ -154,9 +162,13 @@ class _Session:
             if self._is_batch:
                 _make_folder(job.output.parent)
             summary = self._photo(job) if job.kind == "photo" else self._video(job)
+            if self._book is not None:
+                summary = summary.with_book(self._book.end_clip())
             if log is not None:
                 log.add(job)
         except KeyfaceError as error:
+            if self._book is not None:
+                self._book.end_clip(is_complete=False)
             if not self._is_batch:
                 raise
             self._failures.append((job.source, error))
@@ -183,7 +195,7 @@ class _Session:
         from keyface.pipeline.process import process_video
         from keyface.tools.progress import FrameBar
 
-        parts = make_parts(self._store, self._key, self._options)
+        parts = make_parts(self._store, self._key, self._options, book=self._book)
         comparison = side_by_side_path(job.output) if self._args.side_by_side else None
         with FrameBar(job.source.name, is_quiet=self._args.quiet) as bar:
             return process_video(
@@ -197,7 +209,9 @@ class _Session:
         if self._pool is None:
             pool = EnginePool(network_opener(self._store, self._options))
             self._pool = self._stack.enter_context(pool)
-        parts = make_parts(self._store, self._key, self._options, open_network=self._pool, is_still=True)
+        parts = make_parts(
+            self._store, self._key, self._options, open_network=self._pool, is_still=True, book=self._book
+        )
         return process_photo(job.source, job.output, parts=parts, options=self._options)
 
 
@@ -242,7 +256,9 @@ def load_key(args: argparse.Namespace, stack: ExitStack) -> Key | None:
     return key
 
 
-def _resume_log(args: argparse.Namespace, options: ProcessOptions, key: Key | None) -> ResumeLog | None:
+def _resume_log(
+    args: argparse.Namespace, options: ProcessOptions, key: Key | None, book: IdentityBook | None
+) -> ResumeLog | None:
     from keyface.pipeline.batch import ResumeLog
 
     if not args.resume:
@@ -250,7 +266,10 @@ def _resume_log(args: argparse.Namespace, options: ProcessOptions, key: Key | No
     if not args.output.is_dir() and len(args.inputs) == 1 and not args.inputs[0].is_dir():
         raise UsageError("--resume is for many files.", "Name a folder with -o.")
     fingerprint = "" if key is None else key.fingerprint
-    return ResumeLog(args.output, settings=options.settings(), fingerprint=fingerprint)
+    settings = options.settings()
+    if book is not None:
+        settings["book"] = os.path.realpath(book.path)
+    return ResumeLog(args.output, settings=settings, fingerprint=fingerprint)
 
 
 def _refuse_strangers(todo: list[Job]) -> None:
