@@ -23,8 +23,9 @@ from keyface.pipeline.motion import MotionMap
 from keyface.pipeline.paste import Paster
 from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
+from keyface.pipeline.puppet import Puppet, ReenactEngines
 from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import Puppet, ReenactEngines, Reenactor
+from keyface.pipeline.reenact import Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
@@ -108,7 +109,7 @@ def make_parts(
 
     def release() -> None:
         identities.teach_book()
-        virtual.close()
+        reenactor.release()
 
     return ChainParts(
         analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=release

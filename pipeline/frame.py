@@ -28,6 +28,7 @@ RedactionReason = Literal[
     "requested",
     "implausible",
     "too_alike",
+    "choosing",
 ]
 
 

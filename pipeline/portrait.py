@@ -8,7 +8,7 @@ from keyface.configs.errors import EngineError
 from keyface.pipeline.face import F32
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.motion import POSE_SCALE_DEG, transfer
-from keyface.pipeline.reenact import Puppet
+from keyface.pipeline.puppet import Puppet
 from keyface.pipeline.virtual import N_CODE, IdentityBasis
 
 

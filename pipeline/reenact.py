@@ -11,37 +11,25 @@ face is found or that does not fit the driver's, is left to be mosaicked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from keyface.configs.errors import BookError, EngineError
-from keyface.engines.engine import Engine
-from keyface.pipeline.book import Pin
+from keyface.pipeline.casting import Casting, CastingOptions, Scene, Search
 from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
-from keyface.pipeline.frame import ImageRgb, Redaction, RedactionReason
-from keyface.pipeline.geometry import points_5_from_mesh
+from keyface.pipeline.frame import Redaction, RedactionReason
 from keyface.pipeline.identity import Identities
-from keyface.pipeline.landmarks import Landmarker
+from keyface.pipeline.key import Key
 from keyface.pipeline.mirror import look_at_pasted, pose_missed
-from keyface.pipeline.motion import (
-    POSE_SCALE_DEG,
-    MotionMap,
-    OneEuro,
-    RestingFace,
-    SteadyMesh,
-    amplified,
-    controls_of,
-    transfer,
-)
+from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap, amplified, controls_of, transfer
 from keyface.pipeline.place import face_width, fit_frame_from_crop, misfit
-from keyface.pipeline.recognise import Recogniser
+from keyface.pipeline.puppet import Person, Puppet, ReenactEngines, Rendered, Role
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
-# where the face lies in an FFHQ-aligned crop, in shares of its side
-_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32)
+_MOVED = 0.2  # largest change of a control (a pose of 6 degrees, a fifth of a blink) that an old rendering may miss
+_LATEST_RENDER = 4  # frames that a rendering is shown at most
+_FORGET_S = 60.0  # roles of tracks not seen for that long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +44,11 @@ class ReenactOptions:
         max_misfit: weighted mean distance of rendered and driver's landmarks, in face widths.
         look_every: frames between looks at the pasted face; see pipeline.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
-        wanted_likeness: of a candidate who is taken at once; see `_likeness`, deviations. Most pasted faces have
-            0.5 to 2.5; under 1.2 the recognisers of the evaluation see two people with room to spare.
-        max_likeness: of the most unlike candidate, taken when none is as unlike as wanted.
         max_later_likeness: of the pasted face at a later look, from which it is mosaicked until it is less like the
-            driver again; above `max_likeness`, since pose and expression move the score by about one.
+            driver again; above `casting.max_likeness`, since pose and expression move the score by about one.
         min_face_px: narrower faces (root of the area of the landmarks' box) are mosaicked: most of such a face is
             hair and outline, which are the driver's. A detector's box is then about 45 px high.
-        max_candidates: tried at most.
+        casting: who may stand in.
     """
 
     max_yaw_deg: float = 40.0
@@ -74,90 +59,24 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    wanted_likeness: float = 1.2
-    max_likeness: float = 3.6
     max_later_likeness: float = 4.2
     min_face_px: float = 38.0
-    max_candidates: int = 12
+    casting: CastingOptions = field(default_factory=CastingOptions)
 
 
-@dataclass(frozen=True, slots=True)
-class ReenactEngines:
-    """What the stage opens on its thread: generator (`w_plus` -> `image`), landmarker, recogniser."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How much may be done for one frame.
 
-    generator: Engine
-    landmarker: Landmarker
-    recogniser: Recogniser
+    Attributes:
+        render_every: frames from one rendering of a face to the next; it is laid on the driver anew in each frame.
+            A larger movement is rendered at once.
+        is_stepwise: a search for a stand-in, and the rehearsals after it, take one step per frame, while the face
+            is mosaicked or keeps the virtual face that it has. Else all of it happens in one frame.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """A virtual person: w (512,), the map's coefficients for what G(w) shows by itself, and its last mesh."""
-
-    w: F32
-    own_coefficients: F32
-    own_mesh: FaceMesh
-
-
-class Puppet:
-    """One generator with its landmarker: renders a person with given controls, and measures the result."""
-
-    def __init__(self, engines: ReenactEngines, motion: MotionMap) -> None:
-        self._engines, self._motion = engines, motion
-
-    def meet(self, w: F32) -> Person | None:
-        """Renders G(w) as it is and measures it; None when no face is found in it."""
-        crop = self.render(np.repeat(w[None], 23, axis=0))
-        mesh = self.look(crop, None)
-        if mesh is None:
-            return None
-        return Person(w, self._motion.coefficients(w, controls_of(mesh)), mesh)
-
-    def show(
-        self, person: Person, wanted: F32, previous: FaceMesh | None
-    ) -> tuple[ImageRgb, FaceMesh | None]:
-        """The person with controls `wanted` (54,): uint8 (S, S, 3), and the mesh found in it."""
-        crop = self.render(self._motion.w_plus(person.w, wanted, person.own_coefficients))
-        return crop, self.look(crop, previous)
-
-    def render(self, w_plus: F32) -> ImageRgb:
-        """uint8 (S, S, 3) of W+ (23, 512). Raises EngineError when the output is not finite."""
-        image = self._engines.generator.run({"w_plus": w_plus[None].astype(np.float32)})["image"][0]
-        if not np.isfinite(image).all():
-            raise EngineError("generator: the image is not finite.", "Try --backend onnxruntime.")
-        pixels = np.clip(image * 127.5 + 127.5, 0, 255).transpose(1, 2, 0)
-        return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
-
-    def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
-        """The mesh of a rendered face."""
-        if previous is not None:
-            return self._engines.landmarker.detect(crop_rgb, previous=previous)
-        return self._engines.landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX * crop_rgb.shape[0])
-
-    def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
-        """(128,) unit embedding of a rendered face."""
-        return self._engines.recogniser.embed(crop_rgb, points_5_from_mesh(mesh.points_xyz))
-
-
-class _Role:
-    """One track's part: the person, the driver's embedding and filters, and what the last rendering missed."""
-
-    def __init__(self, person: Person, driver: F32, resting: F32) -> None:
-        self.person, self.driver = person, driver
-        self.filter = OneEuro()
-        self.steady_driver = SteadyMesh()
-        self.steady_virtual = SteadyMesh()
-        self.rest = RestingFace(resting)
-        self.correction = np.zeros(54, np.float32)
-        self.mesh: FaceMesh | None = person.own_mesh
-        self.pasting = np.zeros(2, np.float32)  # what pasting takes from yaw and pitch, asked for in addition
-        self.n_shown = 0
-        self.is_too_alike = False
-
-    def forget_motion(self) -> None:
-        """After a cut: the next frame has nothing to do with the last."""
-        for part in (self.filter, self.steady_driver, self.steady_virtual):
-            part.reset()
+    render_every: int = 1
+    is_stepwise: bool = False
 
 
 class Reenactor:
@@ -181,17 +100,23 @@ class Reenactor:
         self._open_engines, self._motion, self._basis = open_engines, motion, basis
         self._identities, self._virtual = identities, virtual
         self._o = options or ReenactOptions()
+        self.pace = Pace()  # may be set on any thread; the next frame obeys
         self._engines: ReenactEngines | None = None
         self._puppet: Puppet | None = None
         self._cast: dict[int, Person | RedactionReason] = {}  # a reason: nobody stands in
-        self._roles: dict[int, _Role] = {}
+        self._searches: dict[int, tuple[Search, Scene]] = {}
+        self._roles: dict[int, Role] = {}
+        self._understudies: dict[int, Role] = {}  # still rehearsing
+        self._n_frames = self._n_steps = 0
 
     def open(self) -> None:
         """Opens the engines and runs each once."""
         self._engines = self._open_engines()
         self._engines.generator.warm_up()
         self._puppet = Puppet(self._engines, self._motion)
+        self._searches.clear()
         self._roles.clear()
+        self._understudies.clear()
 
     def close(self) -> None:
         """Closes the engines. Opened again, the same people keep their virtual faces."""
@@ -200,11 +125,37 @@ class Reenactor:
             for part in (engines.generator, engines.landmarker, engines.recogniser):
                 part.close()
 
+    def release(self) -> None:
+        """Forgets the key."""
+        self._virtual.close()
+
+    def rotate(self, key: Key) -> None:
+        """From the next frame on stand-ins are sought under another key, which is used here only; the one before is
+        forgotten. A face in the picture keeps its virtual face until the new one is ready, then they swap between
+        two frames; see `is_rotating`. Call between two frames."""
+        virtual = self._virtual.under(key)
+        self._virtual.close()
+        self._virtual = virtual
+        self._identities.leave_book()
+        self._cast.clear()
+        self._searches.clear()
+        self._understudies.clear()
+        for role in self._roles.values():
+            role.is_old = True
+
+    @property
+    def is_rotating(self) -> bool:
+        """Whether a virtual face of the key before is still shown."""
+        return any(role.is_old for role in self._roles.values())
+
     def process(self, item: AnalysedFrame) -> ReenactedFrame:
         """A virtual face for each face that can have one; a redaction, with the reason, for each other."""
         if item.is_cut:
-            for role in self._roles.values():
+            for role in (*self._roles.values(), *self._understudies.values()):
                 role.forget_motion()
+        self._n_frames += 1
+        self._n_steps = 0
+        self._forget(item)
         virtual: list[VirtualFace] = []
         redactions: list[Redaction] = []
         known_until_s = item.frame.pts_s if item.known_until_s is None else item.known_until_s
@@ -217,6 +168,14 @@ class Reenactor:
                 redactions.append(Redaction((left, top, right, bottom), found, face.track_id))
         return ReenactedFrame(item, tuple(virtual), tuple(redactions))
 
+    def _forget(self, item: AnalysedFrame) -> None:
+        """Drops roles of the key before whose faces have gone, and those not played for long."""
+        now_s, present = item.frame.pts_s, {face.track_id for face in item.faces}
+        for roles in (self._roles, self._understudies):
+            for track_id in set(roles) - present:
+                if roles[track_id].is_old or abs(now_s - roles[track_id].last_s) > _FORGET_S:
+                    del roles[track_id]
+
     def _play(self, item: AnalysedFrame, face: Face, known_until_s: float) -> VirtualFace | RedactionReason:
         if face.mesh is None:
             return "predicted_only" if face.is_predicted else "no_landmarks"
@@ -228,17 +187,37 @@ class Reenactor:
         role = self._role(item, face, known_until_s)
         if isinstance(role, str):
             return role
+        role.last_s = item.frame.pts_s
         wanted = self._wanted(role, face.mesh, item.frame.pts_s)
-        if role.n_shown == 0:
-            self._rehearse(role, wanted, item, face)
-        role.n_shown += 1
-        found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
-        if isinstance(found, VirtualFace) and role.n_shown % self._o.look_every == 0:
-            self._look(role, item, face, found, 0.4)
+        found = self._show_again(role, wanted, face, item.frame.pts_s)
+        role.since_look += 1
+        if found is None:
+            found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
+            if isinstance(found, VirtualFace) and role.since_look >= self._o.look_every:
+                role.since_look = 0
+                self._look(role, item, face, found, 0.4)
         return "too_alike" if role.is_too_alike else found
 
+    def _show_again(self, role: Role, wanted: F32, face: Face, t_s: float) -> VirtualFace | None:
+        """The last rendering laid on the face as it is now; None when a new one is due."""
+        assert face.mesh is not None
+        role.since_render += 1
+        every = self.pace.render_every
+        # Faces take turns, and what is being prepared in this frame has taken the turn already.
+        is_turn = (self._n_frames + face.track_id) % every == 0 or role.since_render >= every
+        if self._n_steps and role.since_render < _LATEST_RENDER:
+            is_turn = False
+        if is_turn or role.rendered is None or np.abs(wanted - role.rendered.wanted).max() > _MOVED:
+            return None
+        driver = role.steady_driver(face.mesh, t_s)
+        crop_rgb, mesh, steady, _ = role.rendered
+        frame_from_crop = fit_frame_from_crop(steady.points_xyz, driver.points_xyz)
+        if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
+            return None
+        return VirtualFace(face.track_id, crop_rgb, steady, frame_from_crop)
+
     def _show(
-        self, role: _Role, wanted: F32, face: Face, gain: float, t_s: float | None = None
+        self, role: Role, wanted: F32, face: Face, gain: float, t_s: float | None = None
     ) -> VirtualFace | RedactionReason:
         """Renders, learns from it with `gain`, and places; without a time nothing is steadied."""
         assert self._puppet is not None and face.mesh is not None
@@ -247,6 +226,7 @@ class Reenactor:
         crop, mesh = self._puppet.show(role.person, asked + role.correction, role.mesh)
         if mesh is None:  # look again without a hint, in case the face had moved out of it
             mesh = self._puppet.look(crop, None)
+        role.rendered = None
         if mesh is None:
             role.correction[:] = 0
             return "reenactment_failed"
@@ -257,9 +237,11 @@ class Reenactor:
         frame_from_crop = fit_frame_from_crop(steady.points_xyz, driver.points_xyz)
         if misfit(mesh.points_xyz, face.mesh.points_xyz, frame_from_crop) > self._o.max_misfit:
             return "implausible"
+        if t_s is not None:
+            role.rendered, role.since_render = Rendered(crop, mesh, steady, wanted), 0
         return VirtualFace(face.track_id, crop, steady, frame_from_crop)
 
-    def _wanted(self, role: _Role, mesh: FaceMesh, t_s: float) -> F32:
+    def _wanted(self, role: Role, mesh: FaceMesh, t_s: float) -> F32:
         """(54,) controls that the virtual person is to show."""
         controls = role.filter(controls_of(mesh), t_s).copy()
         frontal = abs(float(controls[0])) < 0.6 and abs(float(controls[1])) < 0.6
@@ -270,14 +252,16 @@ class Reenactor:
         controls[2:] = amplified(transfer(controls[2:], role.rest.blendshapes, resting), resting)
         return controls
 
-    def _rehearse(self, role: _Role, wanted: F32, item: AnalysedFrame, face: Face) -> None:
-        """Settles pose and placement, so that the first frame (a photo has no other) is right already."""
-        for i in range(self._o.rehearsals):
-            found = self._show(role, wanted, face, 0.6)
-            if isinstance(found, VirtualFace) and i % 2:
-                self._look(role, item, face, found, 0.7)
+    def _rehearse(self, role: Role, item: AnalysedFrame, face: Face) -> None:
+        """One step to settle pose and placement, so that the first frame (a photo has no other) is right already."""
+        assert face.mesh is not None
+        wanted = self._wanted(role, face.mesh, item.frame.pts_s)
+        found = self._show(role, wanted, face, 0.6)
+        if isinstance(found, VirtualFace) and role.n_rehearsed % 2:
+            self._look(role, item, face, found, 0.7)
+        role.n_rehearsed += 1
 
-    def _look(self, role: _Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
+    def _look(self, role: Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
         """Learns what pasting does to the pose, and whether the pasted face is like the driver."""
         assert self._engines is not None and self._puppet is not None and face.mesh is not None
         looked = look_at_pasted(self._engines.landmarker, item, face, virtual)
@@ -287,10 +271,10 @@ class Reenactor:
         limit = self._o.max_correction_deg / POSE_SCALE_DEG
         missed = pose_missed(face.mesh, seen)
         role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
-        likeness = self._alike(self._puppet.embed(image_rgb, seen), role.driver)
+        likeness = self._casting().alike(self._puppet.embed(image_rgb, seen), role.driver)
         role.is_too_alike = likeness >= self._o.max_later_likeness
 
-    def _learn(self, role: _Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
+    def _learn(self, role: Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
         """Integral correction of the pose: what the rendering keeps missing is asked for in addition.
 
         Expressions are left out: they come and go faster than an integral follows, and an expression that the
@@ -301,84 +285,65 @@ class Reenactor:
         error = (wanted - controls_of(mesh))[:2]
         role.correction[:2] = np.clip(role.correction[:2] + gain * error, -limit, limit)
 
-    def _role(self, item: AnalysedFrame, face: Face, known_until_s: float) -> _Role | RedactionReason:
-        if face.track_id not in self._roles:
-            number = self._identities.person_of(face.track_id, until_pts_s=known_until_s)
-            if number is None:
-                return "reenactment_failed"
-            driver = self._identities.embedding_of(number)
-            if number not in self._cast:
-                self._cast[number] = self._stand_in(number, driver, item, face)
-            person = self._cast[number]
-            if isinstance(person, str):
-                return person
-            self._roles[face.track_id] = _Role(person, driver, self._basis.resting)
-        return self._roles[face.track_id]
+    def _role(self, item: AnalysedFrame, face: Face, known_until_s: float) -> Role | RedactionReason:
+        """The role of a track, prepared when it has none of the present key."""
+        role = self._roles.get(face.track_id)
+        if role is not None and not role.is_old:
+            return role
+        number = self._identities.person_of(face.track_id, until_pts_s=known_until_s)
+        if number is None:
+            return "reenactment_failed" if role is None else role
+        ready = self._prepare(number, item, face)
+        while ready is None and not self.pace.is_stepwise:
+            ready = self._prepare(number, item, face)
+        if isinstance(ready, Role):
+            self._roles[face.track_id] = ready
+            return ready
+        if ready is None:  # not yet: meanwhile the virtual face of the key before, if there is one
+            return "choosing" if role is None else role
+        self._roles.pop(face.track_id, None)
+        return ready
 
-    def _stand_in(
-        self, number: int, driver: F32, item: AnalysedFrame, face: Face
-    ) -> Person | RedactionReason:
-        """Who the book says stands in for a person, or else who is chosen now, and kept. The one in the book is held
-        to the same limit, and nobody takes his place: another face would be another pseudonym."""
-        assert self._puppet is not None
-        pin = self._identities.pin_of(number)
-        if pin is None:
-            chosen = self._choose(driver, item, face)
-            if chosen is None:
-                return "too_alike"
-            candidate, person = chosen
-            try:
-                pin = self._identities.keep(number, Pin(candidate, person.w))
-            except BookError:
-                return "reenactment_failed"  # the book has noted why
-            if np.array_equal(pin.w, person.w):
-                return person
-        known = self._puppet.meet(pin.w)
-        if known is not None and self._likeness(known, driver, item, face) < self._o.max_likeness:
-            return known
-        self._identities.refuse(number)
-        return "too_alike"
+    def _prepare(self, number: int, item: AnalysedFrame, face: Face) -> Role | RedactionReason | None:
+        """One step towards a role, at most one a frame where steps are counted; None: it takes more."""
+        if self.pace.is_stepwise and self._n_steps:
+            return None
+        driver = self._identities.embedding_of(number)
+        if number not in self._cast:
+            self._n_steps += 1
+            self._search(number, driver, item, face)
+            return None
+        person = self._cast[number]
+        if isinstance(person, str):
+            return person
+        role = self._understudies.get(face.track_id)
+        if role is None or role.person is not person:
+            role = self._understudies[face.track_id] = Role(person, driver, self._basis.resting)
+        role.last_s = item.frame.pts_s
+        if role.n_rehearsed >= self._o.rehearsals:
+            return self._understudies.pop(face.track_id)
+        self._n_steps += 1
+        self._rehearse(role, item, face)
+        return None
 
-    def _choose(self, driver: F32, item: AnalysedFrame, face: Face) -> tuple[int, Person] | None:
-        """The first candidate as unlike the driver as wanted, else the most unlike of all, and its number; None when
-        all are too like."""
-        assert self._puppet is not None
-        chosen, least = None, self._o.max_likeness
-        for candidate in range(self._o.max_candidates):
-            person = self._puppet.meet(self._virtual.w(driver, candidate))
-            likeness = math.inf if person is None else self._likeness(person, driver, item, face)
-            if person is not None and likeness < least:
-                chosen, least = (candidate, person), likeness
-            if least < self._o.wanted_likeness:
-                break
-        return chosen
+    def _search(self, number: int, driver: F32, item: AnalysedFrame, face: Face) -> None:
+        """One step of the search for a person's stand-in. A search that fails begins anew."""
+        search, scene = self._searches.pop(number, (None, Scene(item, face)))
+        scene.item, scene.face = item, face
+        search = search or self._casting().stand_in(number, driver, scene)
+        try:
+            next(search)
+        except StopIteration as end:
+            self._cast[number] = end.value
+        else:
+            self._searches[number] = search, scene
 
-    def _likeness(self, person: Person, driver: F32, item: AnalysedFrame, face: Face) -> float:
-        """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`_alike`):
-        of the virtual person at rest from the front, and of the face pasted over the driver's."""
-        assert self._puppet is not None and self._engines is not None and face.mesh is not None
-        at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
-        crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
-        if mesh is None:
-            return math.inf
-        alone = self._alike(self._puppet.embed(crop, mesh), driver)
-        found = self._show(
-            _Role(person, driver, self._basis.resting), controls_of(face.mesh), face, self._o.correction
+    def _casting(self) -> Casting:
+        assert self._engines is not None and self._puppet is not None
+
+        def place(role: Role, wanted: F32, face: Face) -> VirtualFace | RedactionReason:
+            return self._show(role, wanted, face, self._o.correction)
+
+        return Casting(
+            self._engines, self._puppet, place, self._basis, self._identities, self._virtual, self._o.casting
         )
-        looked = None
-        if isinstance(found, VirtualFace):
-            looked = look_at_pasted(self._engines.landmarker, item, face, found)
-        if looked is None:
-            return alone
-        return max(alone, self._alike(self._puppet.embed(*looked), driver))
-
-    def _alike(self, virtual: F32, driver: F32) -> float:
-        """How like two embeddings (128,) are: their cosine, measured in deviations above what generated people have
-        with this driver (Z-norm, as in speaker verification; Auckenthaler et al. 2000).
-
-        A driver who is generated himself is like all generated people to a recogniser, and a driver of flesh and
-        blood like none; the normalised score means the same for both. Among 660 generated people different ones
-        score above 2.6 in 1 % of pairs and above 3.6 in 0.1 %.
-        """
-        cohort = self._basis.cohort @ driver
-        return (float(virtual @ driver) - float(cohort.mean())) / max(float(cohort.std()), 0.02)

@@ -139,6 +139,10 @@ class VirtualIdentities:
         """The virtual person's w (512,)."""
         return self._basis.person(self.code(embedding, candidate))
 
+    def under(self, key: Key) -> VirtualIdentities:
+        """The same under another key."""
+        return VirtualIdentities(key, self._basis)
+
     def close(self) -> None:
         """Forgets the secret; codes can no longer be made."""
         self._seed = b""

@@ -13,7 +13,7 @@ from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.pipeline.book import Pin
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
-from keyface.pipeline.reenact import ReenactEngines
+from keyface.pipeline.puppet import ReenactEngines
 
 SIDE = 64
 REST = np.full(52, 0.1, np.float32)

@@ -14,7 +14,8 @@ from keyface.configs.errors import EngineError
 from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMesh, ReenactedFrame
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.guard import check_reenactment
-from keyface.pipeline.reenact import Puppet, ReenactOptions, Reenactor
+from keyface.pipeline.puppet import Puppet
+from keyface.pipeline.reenact import ReenactOptions, Reenactor
 
 MakeMesh = Callable[..., FaceMesh]
 
@@ -295,7 +296,7 @@ def test_when_nobody_suits_the_face_is_refused_and_the_search_is_not_repeated(
     world.similarity = (0.9, *(0.37,) * 11)
     reenactor = make()
     assert reasons(reenactor.process(item(face()))) == ["too_alike"]
-    assert set(world.candidates) == set(range(ReenactOptions().max_candidates))
+    assert set(world.candidates) == set(range(ReenactOptions().casting.max_candidates))
     world.forget()
     assert reasons(reenactor.process(item(face(), index=1))) == ["too_alike"]
     assert not world.candidates, "each frame would cost a dozen renderings"
