@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from keyface.configs.errors import BookError
 from keyface.pipeline.book import IdentityBook, Pin
 from keyface.pipeline.face import F32, Face
 from keyface.pipeline.frame import Frame
@@ -154,12 +155,12 @@ class Identities:
             return self._people[person].average
 
     def pin_of(self, person: int) -> Pin | None:
-        """Who stands in for a person for good; None when that is still to be decided."""
+        """Who stands in for a person, from the book or because `keep` said so; None while that is not decided."""
         with self._lock:
             return self._people[person].pin
 
     def keep(self, person: int, pin: Pin) -> Pin:
-        """Stores in the book who was chosen for a person, if the book takes him.
+        """Holds on to who was chosen for a person, in the book too if there is one and it takes him.
 
         Returns:
             Who stands in: `pin`, or another one when another program has stored the same person meanwhile.
@@ -169,9 +170,16 @@ class Identities:
         """
         with self._lock:
             somebody = self._people[person]
+            somebody.pin = pin
             if self._book is None:
                 return pin
-            book_id = self._book.keep(somebody.average, self._cohort, pin) if somebody.is_sure else None
+            book_id = None
+            if somebody.is_sure:
+                try:
+                    book_id = self._book.keep(somebody.average, self._cohort, pin)
+                except BookError:
+                    somebody.pin = None
+                    raise
             if book_id is None:
                 self._book.pass_by()
                 return pin

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import UsageError
-from keyface.tools.book_options import BIOMETRIC, book_path
+from keyface.tools.book_options import BIOMETRIC, book_path, open_key
 
 if TYPE_CHECKING:
     from keyface.pipeline.book_file import BookFile
-    from keyface.pipeline.key import Key
 
 
 def add_parser(subparsers: Any) -> None:
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "list": _list, "forget": _forget, "export": _export, "import": _import,
     }  # fmt: skip
     with ExitStack() as stack:
-        key = _open_key(args.key, stack)
+        key = open_key(args.key, stack)
         book = BookFile(book_path(args.key, args.book), key.derive(PURPOSE, 32))
         stack.callback(book.close)
         answer = actions[args.action](args, book, stack)
@@ -143,7 +142,7 @@ def _export(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[
     if args.plain:
         content = json.dumps({"people": [entry_to_json(entry) for entry in chosen]}, indent=1).encode()
     else:
-        key = _open_key(args.key if args.for_key is None else args.for_key, stack)
+        key = open_key(args.key if args.for_key is None else args.for_key, stack)
         content = seal_book(chosen, key.derive(PURPOSE, 32))
     write_private(args.output, content, may_replace=args.force)
     if args.plain:
@@ -169,7 +168,7 @@ def _import(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[
     from keyface.pipeline.book import merged
     from keyface.pipeline.book_file import PURPOSE, BookFile, Entry
 
-    key = _open_key(args.key, stack)
+    key = open_key(args.key, stack)
     other = BookFile(args.file, key.derive(PURPOSE, 32))
     stack.callback(other.close)
     guests, cohort = other.read(), _cohort()
@@ -217,13 +216,3 @@ def _cohort() -> Any:
     from keyface.pipeline.virtual import IdentityBasis
 
     return IdentityBasis.load(ModelStore().path("identity_basis")).cohort
-
-
-def _open_key(path: Path, stack: ExitStack) -> Key:
-    from keyface.pipeline.key import Key, is_locked
-    from keyface.tools.keygen_command import ask_passphrase
-
-    key = stack.enter_context(Key.load(path, ask_passphrase(path) if is_locked(path) else None))
-    for warning in key.warnings:
-        print(f"keyface: warning: {warning}", file=sys.stderr)
-    return key

@@ -67,3 +67,14 @@ def open_book(args: argparse.Namespace, key: Key | None, stack: ExitStack) -> Id
     if book.is_new and not args.quiet:
         print(f"keyface: identity book '{path}' was made. {BIOMETRIC}", file=sys.stderr)
     return book
+
+
+def open_key(path: Path, stack: ExitStack) -> Key:
+    """The key in a file, closed with `stack`; asks for its passphrase. Raises KeyFileError and UsageError."""
+    from keyface.pipeline.key import Key, is_locked
+    from keyface.tools.keygen_command import ask_passphrase
+
+    key = stack.enter_context(Key.load(path, ask_passphrase(path) if is_locked(path) else None))
+    for warning in key.warnings:
+        print(f"keyface: warning: {warning}", file=sys.stderr)
+    return key

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes the key and prints its fingerprint."""
     from keyface.pipeline.key import Key
 
-    passphrase = _ask_new_passphrase() if args.passphrase else None
+    passphrase = ask_new_passphrase() if args.passphrase else None
     with Key.generate() as key:
         key.save(args.key, passphrase=passphrase, replace=args.force)
         print(f"{args.key}: key with fingerprint {key.fingerprint}")
@@ -53,7 +53,8 @@ def ask_passphrase(path: Path) -> str:
     return given if given is not None else _type_passphrase(f"Passphrase of {path}: ")
 
 
-def _ask_new_passphrase() -> str:
+def ask_new_passphrase() -> str:
+    """A passphrase for a new key file: from the environment, else typed twice. Raises UsageError."""
     given = os.environ.get(PASSPHRASE_VARIABLE)
     passphrase = _type_passphrase("New passphrase: ") if given is None else given
     if not passphrase:

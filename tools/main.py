@@ -21,12 +21,13 @@ COMMANDS = {
     "process": "anonymise videos and photos",
     "stream": "anonymise a camera or a stream, live",
     "keygen": "make a key file",
+    "preview": "show the virtual face that a key gives somebody, and propose other keys",
     "book": "who is in an identity book; forget, export and import people",
     "models": "list, fetch and verify the models",
     "doctor": "what this machine has, what is missing, what to do",
     "demo": "make a clip of a generated person and anonymise it",
     "bench": "measure the speed on this machine",
-    "evaluate": "measure an anonymised clip against its original",
+    "evaluate": "measure how well faces are hidden, in clips and photos",
     "train": "make the weights that keyface carries (for developers)",
 }
 
