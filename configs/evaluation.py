@@ -28,6 +28,8 @@ class RecogniserThresholds:
         equal_error: cosine at which false accepts and false rejects are equally frequent.
         equal_error_rate: that frequency, [0, 1].
         true_accepts: share of pairs of one person above `far_0_1_percent`, [0, 1].
+        is_used_in_training: something that the product carries was trained against it, so that it is no
+            independent judge; always False for those that judge clips.
     """
 
     name: str
@@ -35,6 +37,7 @@ class RecogniserThresholds:
     equal_error: float
     equal_error_rate: float
     true_accepts: float
+    is_used_in_training: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
-    """Thresholds by recogniser and where they come from; targets by figure, for clips and for speed."""
+    """Thresholds by recogniser and where they come from; targets by figure, for clips, photos and speed.
+
+    `recognisers` judge clips, `image_recognisers` judge photos of people.
+    """
 
     recognisers: Mapping[str, RecogniserThresholds]
     targets: Mapping[str, Target]
     provenance: Mapping[str, str | int]
     speed: Mapping[str, Target]
+    image_recognisers: Mapping[str, RecogniserThresholds]
+    image_targets: Mapping[str, Target]
 
 
 def load_evaluation(path: Path | None = None) -> EvaluationConfig:
@@ -81,19 +89,30 @@ def load_evaluation(path: Path | None = None) -> EvaluationConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"the evaluation settings {path} cannot be read: {error}.") from error
-    _keys(table, {"provenance", "recognisers", "targets", "speed"}, path.name)
+    tables = {"provenance", "recognisers", "targets", "speed", "image_recognisers", "image_targets"}
+    _keys(table, tables, path.name)
     recognisers = {name: _recogniser(name, row, path.name) for name, row in table["recognisers"].items()}
-    targets, speed = (
+    image_recognisers = {
+        name: _recogniser(name, row, path.name, with_training=True)
+        for name, row in table["image_recognisers"].items()
+    }
+    targets, speed, image_targets = (
         {name: _target(name, row, path.name) for name, row in table[kind].items()}
-        for kind in ("targets", "speed")
+        for kind in ("targets", "speed", "image_targets")
     )
-    return EvaluationConfig(recognisers, targets, table["provenance"], speed)
+    return EvaluationConfig(
+        recognisers, targets, table["provenance"], speed, image_recognisers, image_targets
+    )
 
 
-def _recogniser(name: str, row: dict[str, Any], where: str) -> RecogniserThresholds:
+def _recogniser(
+    name: str, row: dict[str, Any], where: str, *, with_training: bool = False
+) -> RecogniserThresholds:
     fields = ("far_0_1_percent", "equal_error", "equal_error_rate", "true_accepts")
-    _keys(row, set(fields), f"{where}: recogniser {name!r}")
-    return RecogniserThresholds(name, *(float(row[key]) for key in fields))
+    training = {"is_used_in_training"} if with_training else set()
+    _keys(row, {*fields, *training}, f"{where}: recogniser {name!r}")
+    values = (float(row[key]) for key in fields)
+    return RecogniserThresholds(name, *values, is_used_in_training=bool(row.get("is_used_in_training")))
 
 
 def _target(name: str, row: dict[str, Any], where: str) -> Target:

@@ -96,8 +96,8 @@ class Rendered:
             return None
 
     def todo(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those that are not made yet."""
-        return [task for task in tasks if self.outcome(task) is None]
+        """Those that are not made yet, or on which a stage failed."""
+        return [task for task in tasks if (done := self.outcome(task)) is None or done.faults]
 
     def add(self, task: Task, outcome: Outcome) -> None:
         """Notes a finished photo. Raises SinkError."""

@@ -1,4 +1,4 @@
-"""`keyface evaluate`: measures an anonymised clip against its original."""
+"""`keyface evaluate`: measures an anonymised clip against its original; photos see evaluate_images_command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import SourceError, UsageError
+from keyface.tools.evaluate_images_command import add_images_parser, run_images
 
 if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
@@ -33,8 +34,8 @@ _COLUMNS = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `evaluate video` and `evaluate videos`."""
-    parser = subparsers.add_parser("evaluate", help="measure an anonymised clip against its original")
+    """Adds `evaluate video`, `evaluate videos` and `evaluate images`."""
+    parser = subparsers.add_parser("evaluate", help="measure how well faces are hidden")
     kinds = parser.add_subparsers(dest="evaluate_kind", required=True, metavar="KIND")
     one = kinds.add_parser("video", help="one clip")
     one.add_argument("original", type=Path)
@@ -52,10 +53,13 @@ def add_parser(subparsers: Any) -> None:
         )
         kind.add_argument("--strict", action="store_true", help="exit with 1 when a figure misses its target")
         kind.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    add_images_parser(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Returns 0; with --strict 1 when a figure misses its target."""
+    if args.evaluate_kind == "images":
+        return run_images(args)
     if args.every < 1:
         raise UsageError(f"--every: got {args.every}, want 1 or more.")
     pairs = [(args.original, args.anonymised)] if args.evaluate_kind == "video" else _namesakes(args)
@@ -92,7 +96,7 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
 
     config, store = load_evaluation(), ModelStore()
     names = [_DETECTOR, *config.recognisers]
-    _pull(store, [*names, _LANDMARKER])
+    pull_judges(store, [*names, _LANDMARKER])
     with ExitStack() as stack:
         engines = {
             name: stack.enter_context(open_engine(store.path(name), name=name, threads=threads))
@@ -114,7 +118,7 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
         yield Eyes(Scrfd(engines[_DETECTOR]), recognisers, landmarker), config
 
 
-def _pull(store: ModelStore, names: list[str]) -> None:
+def pull_judges(store: ModelStore, names: list[str]) -> None:
     """Fetches what is missing, having said under which licence; the chain itself needs none of these."""
     from keyface.tools.pull_bars import PullBars
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from keyface.pipeline.face import F32
-    from keyface.pipeline.measure_video import Eyes
+    from keyface.pipeline.measure_people import PhotoEyes
 
 F64 = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ F64 = npt.NDArray[np.float64]
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and rewrites the file."""
     from keyface.configs import evaluation
-    from keyface.tools.evaluate_command import open_eyes
+    from keyface.tools.photo_eyes import open_photo_eyes
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,14 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     pairs = _read_pairs(args.pairs, args.n)
     paths = sorted({p for a, b, _ in pairs for p in (a, b)})
-    with open_eyes() as (eyes, _):
+    with open_photo_eyes(with_inception=False) as (eyes, config):
         vectors = _embed_all(eyes, args.photos, paths)
     usable = [(a, b, same) for a, b, same in pairs if a in vectors and b in vectors]
     tables = [_provenance(args.name, len(usable), vectors)]
+    for_clips, for_photos = [], []
     for number, recogniser in enumerate(eyes.recognisers):
         own = {path: rows[number] for path, rows in vectors.items()}
-        tables.append(_fit(recogniser.name, own, usable))
-        print(tables[-1])
+        name, fitted = recogniser.name, _fit(own, usable)
+        print(f"{name}\n{fitted}")
+        if name in config.recognisers:
+            for_clips.append(f"[recognisers.{name}]\n{fitted}")
+        trained = str(config.image_recognisers[name].is_used_in_training).lower()
+        for_photos.append(f"[image_recognisers.{name}]\n{fitted}is_used_in_training = {trained}\n")
+    tables += for_clips + for_photos
     _write(args.write, "\n".join(tables))
     return 0
 
@@ -66,7 +72,7 @@ def _read_pairs(path: Path, n: int) -> list[tuple[str, str, bool]]:
     return rows[:n]
 
 
-def _embed_all(eyes: Eyes, folder: Path, paths: list[str]) -> dict[str, list[F32]]:
+def _embed_all(eyes: PhotoEyes, folder: Path, paths: list[str]) -> dict[str, list[F32]]:
     """Embeddings of the face nearest to the middle, by path; photos without one are left out."""
     vectors = {}
     for done, path in enumerate(paths):
@@ -89,7 +95,7 @@ def _centrality(box_xyxy: F32, middle_xy: F64) -> float:
     return float(box_xyxy[2] - box_xyxy[0] - np.hypot(*(centre - middle_xy)))
 
 
-def _fit(name: str, vectors: dict[str, F32], pairs: list[tuple[str, str, bool]]) -> str:
+def _fit(vectors: dict[str, F32], pairs: list[tuple[str, str, bool]]) -> str:
     same = np.sort([float(vectors[a] @ vectors[b]) for a, b, is_same in pairs if is_same])
     other = np.sort([float(vectors[a] @ vectors[b]) for a, b, is_same in pairs if not is_same])
     paths = list(vectors)
@@ -102,7 +108,6 @@ def _fit(name: str, vectors: dict[str, F32], pairs: list[tuple[str, str, bool]])
     rejects = np.searchsorted(same, candidates, "left") / len(same)
     best = int(np.argmin(np.abs(accepts - rejects)))
     return (
-        f"[recognisers.{name}]\n"
         f"far_0_1_percent = {threshold:.4f}\n"
         f"equal_error = {candidates[best]:.4f}\n"
         f"equal_error_rate = {(accepts[best] + rejects[best]) / 2:.4f}\n"
