@@ -35,6 +35,7 @@ from keyface.pipeline.seam import Seam
 from keyface.pipeline.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
 from keyface.pipeline.still import Stillness
 
+_RIM = 1.5  # what lies past the outline is painted with skin: the virtual person's ears, hair or background
 _FRINGE = 0.85  # how much less the forehead says of the skin: often there is hair over it
 
 
@@ -159,6 +160,7 @@ class FaceCompositor:
         if self._skin_log is not None:
             zones = _hair_zones(place, masks)
             hair = self._virtual_hair.update(lit, self._skin_log, zones, dt_s)
+            hair = np.maximum(hair, np.clip((whole - face) * _RIM, 0, 1))
             paint = _paint(hair, lit, whole, skin * (1 - zones.features))
         if paint is not None:
             lit += paint[..., 3:] * (paint[..., :3] - lit)
@@ -244,14 +246,14 @@ def _face_coordinates(outline_xy: F32) -> F32:
 
 
 def _hair_zones(place: _Place, masks: _Masks) -> HairZones:
-    """Where the virtual person's hair may be: above the eyes, and in a strip along the cheeks' sides."""
+    """Where the virtual person's hair may be: above the eyes, and in a strip along the outline."""
     width_px = place.bend.width_px * place.region.scale
-    forehead, high, low = cv2.split(place.planes)
+    forehead, high = cv2.split(place.planes)
     side, step = (FIT_SIDE, FIT_SIDE), max(masks.mask.shape) / FIT_SIDE
     soft = cv2.GaussianBlur(cv2.resize(masks.inside, side), (0, 0), max(0.5, 0.10 * width_px / step))
-    low = cv2.resize(low, side) * np.clip((0.97 - soft) * 4, 0, 1) * (1 - cv2.resize(masks.core, side))
+    strip = np.clip((0.97 - soft) * 4, 0, 1) * (1 - cv2.resize(masks.core, side))
     features, eyes = _virtual_features(place)
-    hair = np.maximum(cv2.resize(high, side), low).astype(np.float32) * (1 - eyes)
+    hair = np.maximum(cv2.resize(high, side), strip).astype(np.float32) * (1 - eyes)
     return HairZones(features, np.asarray(cv2.resize(forehead, side), np.float32), hair)
 
 

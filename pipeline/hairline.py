@@ -7,7 +7,7 @@ person's own hair would hang in the air there, since the hair above it is the dr
 
 Hair is told from skin by darkness: the log luminance of the source's skin is fitted as a plane over the face
 (robustly, so that hair itself does not count), and what of the relit virtual face is much darker than that, above
-the eyes' line or at the cheeks' sides, is hair. Brows are as dark: near them only what is thicker than a brow counts.
+the eyes' line or along the outline, is hair. Brows are as dark: near them only what is thicker than a brow counts.
 """
 
 from __future__ import annotations
@@ -71,25 +71,15 @@ def above_eyes(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
     return np.asarray(np.clip((height + 0.06) / 0.08, 0, 1), np.float32)
 
 
-def sides(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
-    """[0, 1] for (h, w, 2) frame px: 1 from the line of the eyes down to the nose, 0 from the mouth on."""
-    eyes = (driver_xy[RIGHT_EYE].mean(0) + driver_xy[LEFT_EYE].mean(0)) / 2
-    mouth = driver_xy[LIPS].mean(0)
-    down = mouth - eyes
-    depth = ((grid_xy - eyes) @ down) / max(float(down @ down), 1e-6)
-    return np.asarray(np.clip((1.0 - depth) / 0.5, 0, 1), np.float32)
-
-
 def zone_planes(region: Region, driver_xy: npt.NDArray[Any]) -> F32:
-    """(h, w, 3) [0, 1] on the work grid: above the brows, above the eyes, and beside the cheeks; whatever the
-    roll."""
+    """(h, w, 2) [0, 1] on the work grid: above the brows, and above the eyes; whatever the roll."""
     grid = region.frame_grid((_PLANES_SIDE, _PLANES_SIDE))
     high = above_eyes(grid, driver_xy)
     brows = (driver_xy[RIGHT_BROW].mean(0) + driver_xy[LEFT_BROW].mean(0)) / 2
     up = brows - driver_xy[LIPS].mean(0)
     up = up / max(float(np.linalg.norm(up)) * face_width(driver_xy), 1e-6)
     forehead = np.clip((grid - brows) @ up * (1 / _FOREHEAD_RAMP), 0, 1)
-    planes = cv2.merge([forehead.astype(np.float32), high, sides(grid, driver_xy)])
+    planes = cv2.merge([forehead.astype(np.float32), high])
     return np.asarray(cv2.resize(planes, region.size_wh), np.float32)
 
 

@@ -23,7 +23,7 @@ F32 = npt.NDArray[np.float32]
 WORK_SIDE = 160
 FEATHER = 0.022  # sigma of the edge, in face widths
 _LOW, _HIGH = 0.62, 0.96  # share of the blurred hull where the mask starts and is full
-GROW = 0.08  # of the outline, as a share of its distance from the middle of the face
+GROW = 0.09  # of the outline, as a share of its distance from the middle of the face
 LIFT = 0.18  # of the forehead's edge towards the hair, in face widths
 _NEAR_SIDE, _FAR_SIDE = (
     0.45,
@@ -99,7 +99,8 @@ def widened(outline_xy: npt.NDArray[Any], driver_xy: npt.NDArray[Any]) -> F32:
         reach = float(np.abs(beside[side]).max()) / width if side.any() else 0.0
         grow[side] = GROW * np.clip((reach - _FAR_SIDE) / (_NEAR_SIDE - _FAR_SIDE), 0, 1)
     sideways, upwards = arm @ along, arm @ up
-    lift = LIFT * width * np.clip(2 * upwards / tall, 0, 1)
+    dome = 1 - (sideways / max(float(np.abs(sideways).max()), 1e-6)) ** 2  # a head is round: less at the temples
+    lift = LIFT * width * np.clip(2 * upwards / tall, 0, 1) * np.sqrt(dome)
     moved = (sideways * grow)[:, None] * along + (upwards * GROW + lift)[:, None] * up
     return np.asarray(outline_xy + moved, np.float32)
 
