@@ -139,10 +139,7 @@ class Identities:
             if sight.person is None and len(sight.looks) < self._o.min_looks:
                 return None
             if sight.person is None:
-                total = np.zeros(128, np.float32)
-                for pts_s, weight, embedding in sight.looks:
-                    if pts_s <= until_pts_s:
-                        total += np.float32(weight) * embedding
+                total, _ = _sum([look for look in sight.looks if look[0] <= until_pts_s])
                 if not total.any():
                     return None
                 average = np.asarray(total / np.linalg.norm(total), np.float32)
@@ -195,13 +192,14 @@ class Identities:
 
     def leave_book(self) -> None:
         """From now on nobody is known or stored: the key has changed, and the book belongs to the old one."""
+        self.teach_book()
         with self._lock:
             self._book = None
             for somebody in self._people:
                 somebody.book_id = somebody.pin = None
 
     def teach_book(self) -> None:
-        """Tells the book what the tracks of this clip have shown of people in it; called once, at the end."""
+        """Tells the book what the tracks of this clip have shown of people in it; call it once, at the end."""
         with self._lock:
             if self._book is None:
                 return
@@ -209,13 +207,9 @@ class Identities:
                 somebody = None if sight.person is None else self._people[sight.person]
                 if somebody is None or somebody.book_id is None or sight.n_good == 0:
                     continue
-                total, weight = np.zeros(128, np.float32), 0.0
-                for _, share, embedding in sight.looks:
-                    total += np.float32(share) * embedding
-                    weight += share
+                total, weight = _sum(sight.looks)
                 if float(somebody.average @ total) >= self._o.same_person * float(np.linalg.norm(total)):
                     self._book.learn(somebody.book_id, total, weight)  # else the track has changed hands
-            self._sights.clear()
 
     def _find_or_add(self, average: F32, *, is_sure: bool) -> int:
         if self._people:
@@ -240,3 +234,12 @@ class Identities:
         side = float(np.ptp(face.mesh.points_xy, axis=0).max())
         good = yaw <= self._o.max_yaw_deg and pitch <= self._o.max_pitch_deg and side >= self._o.min_side_px
         return 1.0 if good else 0.15
+
+
+def _sum(looks: list[tuple[float, float, F32]]) -> tuple[F32, float]:
+    """(128,) sum of the weighted embeddings of (time, weight, embedding), and the sum of weights."""
+    total, weights = np.zeros(128, np.float32), 0.0
+    for _, weight, embedding in looks:
+        total += np.float32(weight) * embedding
+        weights += weight
+    return total, weights

@@ -33,7 +33,7 @@ def add_book_options(parser: argparse.ArgumentParser) -> None:
         "--remember is given",
     )  # fmt: skip
     group.add_argument(
-        "--remember", action="store_true",
+        "--remember", action=argparse.BooleanOptionalAction, default=False,
         help="add strangers to the book, and keep it up to date; makes the book if it is missing",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import KeyfaceError, UsageError
 
 if TYPE_CHECKING:
+    from keyface.pipeline.book import IdentityBook
     from keyface.pipeline.chain import ChainParts
     from keyface.pipeline.key import Key
     from keyface.pipeline.live import LiveReport
@@ -78,6 +79,7 @@ def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
     from keyface.pipeline.live_log import figures, log_event
     from keyface.pipeline.live_metrics import sink_kind
     from keyface.pipeline.live_source import LiveSource
+    from keyface.tools.book_options import open_book
     from keyface.tools.stream_console import ConsoleLine, sentence, summary
 
     address = read_source(text=args.source, env=args.source_env, file=args.source_file)
@@ -86,11 +88,12 @@ def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
     controls = _controls(args, stack)
     board = _board(controls, source)
     key, rotate = _keys(args, stack, controls)
+    book = open_book(args, key, stack)
     sinks, page = _sinks(args, address, controls, board, rotate)
     if page is not None:
         stack.enter_context(page)
         _tell_page(page, args.quiet)
-    parts = _parts(args, key)
+    parts = _parts(args, key, book)
     line = None if args.quiet else ConsoleLine(board)
     log_event("start", {"source": address.kind, "sinks": [sink_kind(sink.name) for sink in sinks]})
     try:
@@ -102,10 +105,13 @@ def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
         if line is not None:
             line.end()
     log_event("end", {"ending": ending, **figures(report, board.rates())})
+    seen = None if book is None else book.end_clip()
+    _warn(() if seen is None else seen.warnings())
     if args.json:
-        print(json.dumps(summary(source, sinks, report, ending), indent=2))
+        answer = summary(source, sinks, report, ending)
+        print(json.dumps(answer if seen is None else {**answer, "book": seen.to_json()}, indent=2))
     elif not args.quiet:
-        print(sentence(report, ending), file=sys.stderr)
+        print("\n  ".join([sentence(report, ending), *(seen.sentences() if seen else ())]), file=sys.stderr)
     return 0
 
 
@@ -218,7 +224,7 @@ def _tell_page(page: LivePage, is_quiet: bool) -> None:
         )
 
 
-def _parts(args: argparse.Namespace, key: Key | None) -> ChainParts:
+def _parts(args: argparse.Namespace, key: Key | None, book: IdentityBook | None) -> ChainParts:
     from keyface.pipeline.assemble import make_parts
     from keyface.pipeline.live import LIVE_IDENTITY, live_analysis
     from keyface.pipeline.process_options import ProcessOptions
@@ -228,7 +234,8 @@ def _parts(args: argparse.Namespace, key: Key | None) -> ChainParts:
         redact_only=args.redact_only, preset=args.preset, backend=args.backend, threads=args.threads
     )
     store = ensure_models(networks, args.quiet or args.json, is_needed=True)
-    return make_parts(store, key, networks, analyse=live_analysis(args.detect_every), identity=LIVE_IDENTITY)
+    analyse = live_analysis(args.detect_every)
+    return make_parts(store, key, networks, analyse=analyse, identity=LIVE_IDENTITY, book=book)
 
 
 def _source_options(args: argparse.Namespace) -> Any:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from keyface.pipeline.live_keys import keys_text
+from keyface.tools.book_options import add_book_options
 
 _SWITCH = argparse.BooleanOptionalAction  # so that the command line can also take back what a file says
 
@@ -40,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         'sink = ["page", "a.mp4"]; what the command line says wins',
     )  # fmt: skip
     _add_what(parser)
+    add_book_options(parser)
     _add_how(parser)
     _add_page(parser)
     _add_output(parser)
