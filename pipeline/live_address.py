@@ -129,11 +129,12 @@ def _parse_url(text: str) -> SourceAddress:
             "--source: the URL cannot be read.",
             f"Write {scheme}://[USER:PASSWORD@]HOST[:PORT]/PATH, with %2F for / and %40 for @ in a password.",
         )
-    label = f"{scheme}://{_host_for_people(parts, host)}" + (f":{port}" if port else "")
+    label = f"{scheme}://{host_for_people(parts, host)}" + (f":{port}" if port else "")
     return SourceAddress("url", text, label, port or _DEFAULT_PORTS[scheme])
 
 
-def _host_for_people(parts: SplitResult, host: str) -> str:
+def host_for_people(parts: SplitResult, host: str) -> str:
+    """The host of a URL as it may be shown, or "..." when it may be part of a password."""
     # With an @ behind the first slash, what looks like the host may be the user of "user:pass/word@host".
     if "@" in f"{parts.path}{parts.query}{parts.fragment}" and "@" not in parts.netloc:
         return "..."

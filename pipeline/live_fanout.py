@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from keyface.configs.errors import KeyfaceError, SinkError, StageError
@@ -27,7 +28,7 @@ from keyface.pipeline.stage_times import DurationLog, StageTimes
 
 _LOG = logging.getLogger(__name__)
 
-SinkState = Literal["waiting", "live", "failed", "closed"]
+SinkState = Literal["waiting", "live", "lost", "failed", "closed"]
 
 _DEFAULT_QUEUE = 2  # frames: who is late wants the newest
 _DRAIN_S = 0.5  # for what still waits in mailboxes at the end
@@ -40,11 +41,11 @@ class SinkReport:
 
     Attributes:
         name: of the sink, as it may be shown.
-        state: waiting for the first picture, live, failed, or closed.
+        state: waiting for the first picture, live, lost for the time being, failed for good, or closed.
         written: frames that it took, slates among them.
         dropped: frames that it never got or did not take.
         age: from capture to the end of `write`.
-        problem: one sentence when it failed, else ''.
+        problem: one sentence when it is lost or failed, else ''.
     """
 
     name: str
@@ -121,16 +122,18 @@ class SinkPost:
 
     def report(self) -> SinkReport:
         """The figures so far, from any thread."""
+        problem = str(getattr(self.sink, "problem", "")) if self.failure is None else str(self.failure)
         return SinkReport(
-            name=self.sink.name, state=self._state, written=self._written,
-            dropped=self.mailbox.dropped + self._refused, age=self._ages.times(),
-            problem="" if self.failure is None else str(self.failure),
+            name=self.sink.name, state="lost" if problem and self._state == "live" else self._state,
+            written=self._written, dropped=self.mailbox.dropped + self._refused, age=self._ages.times(),
+            problem=problem,
         )  # fmt: skip
 
     # On the sink's thread.
 
     def _run(self, size_wh: tuple[int, int], fps: float) -> None:
-        for part in (lambda: self._work(size_wh, fps), self.sink.close):
+        parts: tuple[Callable[[], None], ...] = (partial(self._work, size_wh, fps), self.sink.close)
+        for part in parts:
             self._busy_since_s = time.monotonic()
             try:
                 part()

@@ -4,15 +4,16 @@ A sink is opened with the size of the picture, written and closed on one thread.
 threads have ended and decides about recordings: one that was stopped on purpose, or whose source ended, is
 complete and gets its name; one that a failure cut short does not.
 
-Two attributes are optional. `queue_frames` says how many frames may wait for the sink, for those that would
+Three attributes are optional. `queue_frames` says how many frames may wait for the sink, for those that would
 rather have all than the newest. `interrupt()`, on any thread, makes a call that waits for something outside
-come back at once.
+come back at once. `problem` says in a sentence what keeps the sink from its work for the time being.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +22,11 @@ import numpy as np
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline.frame import ImageRgb, SafeFrame
 from keyface.pipeline.live_audio import AudioPiece
+
+LEGAL_SINKS = (
+    "virtual, virtual:DEVICE, window, null, FILE.mp4, FILE.m3u8, hls:SECONDS:FILE.m3u8, or a URL of "
+    "rtsp, rtsps, rtmp, rtmps, srt or udp"
+)
 
 
 class LiveSink(Protocol):
@@ -73,7 +79,7 @@ def make_sink(text: str, *, may_replace: bool = False) -> LiveSink:
     """The sink that a `--sink` names, checked as far as possible before anything is opened.
 
     Args:
-        text: "virtual" or "virtual:DEVICE", "window", "null", or the name of an MP4 file.
+        text: one of `LEGAL_SINKS`. A URL is not repeated in any message.
         may_replace: an existing file is replaced.
 
     Raises:
@@ -83,9 +89,12 @@ def make_sink(text: str, *, may_replace: bool = False) -> LiveSink:
     for kind, make in _KINDS.items():
         if text == kind or text.startswith(f"{kind}:"):
             return make(text.partition(":")[2], may_replace)
-    if Path(text).suffix.lower() == ".mp4":
-        return _recording(text, may_replace)
-    raise UsageError(f"--sink: got {text!r}.", "Legal: virtual, virtual:DEVICE, window, null, FILE.mp4.")
+    if "://" in text:
+        return _push(text, may_replace)
+    make_file = _FILES.get(Path(text).suffix.lower())
+    if make_file is None:
+        raise UsageError(f"--sink: got {text!r}.", f"Legal: {LEGAL_SINKS}.")
+    return make_file(text, may_replace)
 
 
 def checked_pixels(frame: SafeFrame, subject: str) -> ImageRgb:
@@ -118,18 +127,6 @@ class NullSink:
         """Nothing to keep."""
 
 
-def finish_all(sinks: Sequence[LiveSink], *, is_complete: bool) -> None:
-    """Finishes every sink, also when one fails; raises the first failure."""
-    failure: Exception | None = None
-    for sink in sinks:
-        try:
-            sink.finish(is_complete=is_complete)
-        except Exception as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-
-
 # What a name stands for is loaded when it is asked for: a stream to a window needs no encoder.
 
 
@@ -155,6 +152,28 @@ def _recording(text: str, may_replace: bool) -> LiveSink:
     return RecordingSink(_new_file(text, may_replace))
 
 
+def _hls(rest: str, may_replace: bool) -> LiveSink:
+    from keyface.pipeline.live_sink_hls import HlsSink
+
+    seconds, _, name = rest.partition(":") if re.match(r"[\d.]+:", rest) else ("", "", rest)
+    if Path(name).suffix.lower() != ".m3u8":
+        raise UsageError("--sink hls: the playlist is not named.", "Write hls:FILE.m3u8 or hls:60:FILE.m3u8.")
+    try:
+        keep_s = float(seconds) if seconds else None
+    except ValueError:
+        keep_s = 0.0
+    if keep_s is not None and not 1 <= keep_s <= 86_400:
+        raise UsageError(f"--sink hls: got {seconds} s.", "Want 1 to 86400 s, or nothing to keep all.")
+    return HlsSink(_new_file(name, may_replace), keep_s=keep_s)
+
+
+def _push(text: str, may_replace: bool) -> LiveSink:
+    from keyface.pipeline.live_sink_address import parse_push
+    from keyface.pipeline.live_sink_push import PushSink
+
+    return PushSink(parse_push(text))
+
+
 def _new_file(text: str, may_replace: bool) -> Path:
     path = Path(text)
     if not may_replace and os.path.lexists(path):
@@ -168,4 +187,6 @@ _KINDS: dict[str, Callable[[str, bool], LiveSink]] = {
     "null": _null,
     "window": _window,
     "virtual": _virtual_camera,
+    "hls": _hls,
 }
+_FILES: dict[str, Callable[[str, bool], LiveSink]] = {".mp4": _recording, ".m3u8": _hls}

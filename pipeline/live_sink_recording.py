@@ -1,70 +1,151 @@
-"""A recording of a live stream: MP4 under a temporary name until it is complete."""
+"""A recording of a live stream: MP4 that can be played up to its last fragment whatever happens.
+
+While it grows it is called NAME.partial and made of fragments, so that after a crash all but the last
+seconds can be played. Only a complete recording gets its name, and is then an ordinary MP4.
+"""
 
 from __future__ import annotations
 
-from fractions import Fraction
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import av
 
 from keyface.configs.errors import SinkError
-from keyface.pipeline.capture import SourceInfo
 from keyface.pipeline.frame import SafeFrame
+from keyface.pipeline.live_audio import AudioPiece
 from keyface.pipeline.live_sink import checked_pixels
-from keyface.pipeline.sink_encode import Mp4File
+from keyface.pipeline.live_sink_encode import LiveCoding, LiveTracks
+from keyface.pipeline.partial import PartialFile, sink_error
 
-_TIME_BASE = Fraction(1, 90_000)
-_LEAST_STEP_S = Fraction(1, 1000)  # between two frames of a recording
+# Fragments until the end, when they become one ordinary file; bit-exact keeps the muxer's version out of it.
+_MUXER = {"movflags": "+hybrid_fragmented+delay_moov", "fflags": "+bitexact"}
+_LEAST_BYTES = 1024  # less is a header that nothing can be played from
 
 
-class RecordingSink:
-    """An MP4 file, H.264 without sound, with the times at which frames were captured.
+class FileSink(ABC):
+    """What sinks that write files have in common: encoding with `LiveTracks` into a container.
 
     Args:
-        path: gets its name when the recording is finished as complete.
-        crf: of x264, as in `Mp4Sink`.
+        path: by which the recording is known.
+        coding: of the picture.
     """
 
-    def __init__(self, path: Path, *, crf: int = 18) -> None:
+    queue_frames = 30
+
+    def __init__(self, path: Path, coding: LiveCoding) -> None:
         self.name = str(path)
         self.wants_end = False
         self._path = path
-        self._crf = crf
-        self._file: Mp4File | None = None
-        self._last_s: Fraction | None = None
+        self._coding = coding
+        self._with_sound = False
+        self._container: Any = None
+        self._tracks: LiveTracks | None = None
+        self._failure: SinkError | None = None
+
+    @abstractmethod
+    def _begin(self) -> Any:
+        """The container to write to, with nothing in it. May raise what libav and the system raise."""
+
+    @abstractmethod
+    def finish(self, *, is_complete: bool) -> None:
+        """Keeps or drops what was recorded."""
+
+    @property
+    def n_frames(self) -> int:
+        """Frames encoded so far."""
+        return 0 if self._tracks is None else self._tracks.n_frames
+
+    def expect_sound(self) -> None:
+        """There will be a track of sound."""
+        self._with_sound = True
 
     def open(self, size_wh: tuple[int, int], fps: float) -> None:
-        """Begins the file under a temporary name."""
-        rate = Fraction(fps).limit_denominator(1001)
-        info = SourceInfo(
-            path=Path("live"), container="live", codec="", pix_fmt="yuv420p", size_wh=size_wh, fps=fps,
-            frame_rate=rate, duration_s=None, n_frames_hint=None, time_base=_TIME_BASE, first_pts=0,
-        )  # fmt: skip
-        self._file = Mp4File(self._path, info, size_wh, self._crf, "superfast", None, {})
+        """Begins the recording."""
+        with self._guarded():
+            self._container = self._begin()
+            self._tracks = LiveTracks(
+                self._container, size_wh, fps, self._coding, with_sound=self._with_sound
+            )
 
     def write(self, frame: SafeFrame) -> None:
-        """Encodes one frame. A time that does not increase, as after a slate, is moved by a millisecond."""
+        """Encodes one frame."""
         pixels = checked_pixels(frame, self.name)
-        if self._file is None:
+        if self._tracks is None:
             raise SinkError(f"{self.name} is not open.")
-        with self._file.guarded():
-            time_s = self._file.time_of(frame)
-            if self._last_s is None:
-                self._file.begin(time_s)
-            else:
-                time_s = max(time_s, self._last_s + _LEAST_STEP_S)
-            self._last_s = time_s
-            self._file.write(pixels, time_s)
+        with self._guarded():
+            self._tracks.write(pixels, frame.pts_s)
+
+    def write_sound(self, piece: AudioPiece) -> None:
+        """Encodes the sound up to the next frame."""
+        if self._tracks is not None:
+            with self._guarded():
+                self._tracks.write_sound(piece)
 
     def close(self) -> None:
-        """Nothing yet: see `finish`."""
+        """Writes what is delayed and ends the container; also after a failure, as far as that goes."""
+        container, self._container = self._container, None
+        if container is None:
+            return
+        try:
+            if self._failure is None and self._tracks is not None:
+                with self._guarded():
+                    self._tracks.finish()
+        finally:
+            with self._guarded():
+                container.close()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turns what libav and the system raise into SinkError, and remembers the first."""
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            failure = sink_error(self._path, error)
+            self._failure = self._failure or failure
+            raise failure from error
+
+
+class RecordingSink(FileSink):
+    """An MP4 file, H.264 and perhaps AAC, with the times at which frames were captured.
+
+    Args:
+        path: gets its name when the recording is finished as complete.
+        coding: of the picture; a key frame also begins a fragment.
+    """
+
+    def __init__(self, path: Path, *, coding: LiveCoding | None = None) -> None:
+        super().__init__(path, coding or LiveCoding())
+        self._partial: PartialFile | None = None
 
     def finish(self, *, is_complete: bool) -> None:
-        """Gives the file its name, or removes it. Raises SinkError when the disk refuses."""
-        file, self._file = self._file, None
-        if file is None:
+        """Gives the file its name; an incomplete one stays as NAME.partial if it can be played.
+
+        Raises:
+            SinkError: writing it failed before, or the disk refuses now.
+        """
+        partial, self._partial = self._partial, None
+        if partial is None:
             return
-        if not is_complete or self._last_s is None:
-            file.abort()
-            return
-        with file.guarded():
-            file.finish_video()
-            file.commit()
+        if not self.n_frames or self._is_empty(partial):
+            partial.abort()
+        elif is_complete and self._failure is None:
+            partial.commit()
+        else:
+            partial.leave()
+        if is_complete and self._failure is not None:
+            raise self._failure
+
+    def _begin(self) -> Any:
+        self._partial = PartialFile(self._path, is_kept=True)
+        name = str(self._partial.temporary.absolute())
+        return av.open(name, "w", format="mp4", container_options=_MUXER)
+
+    @staticmethod
+    def _is_empty(partial: PartialFile) -> bool:
+        with contextlib.suppress(OSError):
+            return partial.temporary.stat().st_size < _LEAST_BYTES
+        return True
