@@ -111,6 +111,9 @@ class Analyser:
         self._detector: Detector | None = None
         self._landmarker: Landmarker | None = None
         self._recogniser: Recogniser | None = None
+        # May be set on any thread; the next frame obeys.
+        self.detect_every = self.options.detect_every
+        self.detect_scale = 1.0  # of the detector's input
         self._n_frames = 0
         self._since_detection = 0
         self._reset()
@@ -181,7 +184,7 @@ class Analyser:
         """False when the detector is due. Tracks without a mesh cost a closer look, not a whole detection,
         as long as that finds them."""
         options = self.options
-        if self._n_frames < options.sure_after or self._since_detection >= options.detect_every:
+        if self._n_frames < options.sure_after or self._since_detection >= self.detect_every:
             return False
         tracks = self._tracker.tracks
         if any(track.n_seen < options.sure_after or track.gap_s > 0 for track in tracks):
@@ -197,6 +200,7 @@ class Analyser:
         _, landmarker = self._parts()
         for track in self._tracker.tracks:
             if track.mesh is None:
+                self._follow_unseen(track, image_rgb)
                 continue
             mesh = landmarker.detect(image_rgb, previous=_moved(track.mesh, track.step_xy))
             if mesh is None or not self._is_believable(mesh, track.filter.box_xyxy, image_rgb):
@@ -206,6 +210,22 @@ class Analyser:
                 continue
             points_5 = points_5_from_mesh(mesh.points_xyz)
             track.see(box, sigma=MESH_SIGMA, score=mesh.score, points_5=points_5, mesh=mesh)
+
+    def _follow_unseen(self, track: Track, image_rgb: ImageRgb) -> None:
+        """Keeps the place of a face that the detector has lost and the landmarks have not. What they say is enough
+        for a mosaic, not for a virtual face."""
+        if track.ghost is None or self.options.track.max_followed_s <= self.options.track.max_gap_s:
+            return
+        _, landmarker = self._parts()
+        mesh = landmarker.detect(image_rgb, previous=_moved(track.ghost, track.step_xy))
+        if mesh is None or not self._is_believable(mesh, track.filter.box_xyxy, image_rgb):
+            track.ghost = None
+            return
+        box = box_from_mesh(mesh.points_xyz)
+        if track.filter.jump(box) > self.options.max_jump:
+            track.ghost = None
+            return
+        track.follow(box, mesh, sigma=DETECTION_SIGMA, pts_s=self._tracker.now_s)
 
     def _find_mesh(self, image_rgb: ImageRgb, detection: Detection) -> FaceMesh | None:
         box = detection.box_xyxy
@@ -222,6 +242,7 @@ class Analyser:
     # ------------------------------------------------------------ detection
     def _detect(self, image_rgb: ImageRgb) -> None:
         detector, _ = self._parts()
+        detector.input_scale = self.detect_scale
         found = detector.detect(image_rgb, min_score=self.options.keep_score)
         pairs, newcomers = self._tracker.assign(found)
         for track, detection in pairs:

@@ -106,6 +106,9 @@ class Runner:
         max_faults_in_a_row: more than this many failures in a row of one stage end the run.
         source_timeout_s: longest time for one item of the source; None: `timeout_s`. Live sources watch
             themselves: math.inf.
+        max_in_flight: items at most that are in a stage or between two; the first stage takes the next one, the
+            newest where its channel drops, when one has left. So an item ages before it is taken and not after.
+            None: as many as there are places. Not for buffered stages, which hold items back.
         interrupt_source: called, on any thread and perhaps more than once, when the run is to end, so that
             a source that waits for its next item comes back at once. Must not block.
     """
@@ -121,10 +124,15 @@ class Runner:
         on_fault: OnFault = "redact",
         max_faults_in_a_row: int = 30,
         source_timeout_s: float | None = None,
+        max_in_flight: int | None = None,
         interrupt_source: Callable[[], None] = _nothing,
     ) -> None:
         if not plans:
             raise ValueError("runner: got no stage, want at least one")
+        if max_in_flight is not None and (max_in_flight < 1 or any(plan.is_buffered for plan in plans)):
+            raise ValueError(
+                f"runner: got max_in_flight {max_in_flight}, want 1 or more and no buffered stage"
+            )
         self._source = source
         self._plans = tuple(plans)
         self._open_timeout_s = open_timeout_s
@@ -135,6 +143,7 @@ class Runner:
             Channel(plan.capacity, when_full=plan.when_full) for plan in self._plans
         ]
         self._interrupt_source = interrupt_source
+        self._tickets = None if max_in_flight is None else threading.Semaphore(max_in_flight)
         wait_s = timeout_s if source_timeout_s is None else source_timeout_s
         self._workers = [_Worker("source", wait_s, self._run_source, self._end_source)]
         for index, plan in enumerate(self._plans):
@@ -343,12 +352,19 @@ class Runner:
                 give(_Envelope(births_s.popleft(), output))
 
     def _take(self, worker: _Worker, plan: StagePlan, source: Channel[_Envelope]) -> _Envelope | None:
+        tickets = self._tickets if plan is self._plans[0] else None
         while True:
+            if tickets is not None and not tickets.acquire(timeout=_WATCH_EVERY_S):
+                if source.is_closed and not len(source):
+                    return None
+                continue
             try:
                 return source.get(timeout_s=plan.idle_every_s)
             except ChannelClosed:
                 return None
             except TimeoutError:
+                if tickets is not None:
+                    tickets.release()
                 worker.begin("its idle work")
                 plan.stage.idle()  # type: ignore[union-attr]  # the plan says that it idles
                 worker.end()
@@ -388,6 +404,8 @@ class Runner:
         return plan.rescue(item, error)
 
     def _deliver(self, envelope: _Envelope) -> None:
+        if self._tickets is not None:
+            self._tickets.release()
         now_s = time.monotonic()
         self._latency.add(now_s - envelope.born_s)
         if self._first_output_s is None:

@@ -37,7 +37,9 @@ class TrackOptions:
         tentative_s: a doubtful newcomer must be seen a second time within this; until then it is not
             reported.
         max_gap_s: a face that is not seen is predicted for that long, then lost.
+        max_followed_s: the same for one that the landmarks still follow where the detector finds none.
         growth_per_s: sides of a predicted box grow by this share each second without sight.
+        max_growth: most that they grow by.
         match_iou: overlap from which a detection may belong to a track.
         match_distance: distance of centres, in sides, up to which it may without overlap.
         same_cosine: similarity of embeddings from which a newcomer is a lost face.
@@ -46,7 +48,9 @@ class TrackOptions:
 
     tentative_s: float = 0.3
     max_gap_s: float = 1.0
+    max_followed_s: float = 1.0
     growth_per_s: float = 0.8
+    max_growth: float = 0.8
     match_iou: float = 0.2
     match_distance: float = 0.9
     same_cosine: float = 0.45
@@ -143,6 +147,8 @@ class Track:
     n_seen: int = 0
     n_meshless: int = 0  # frames since it last had a mesh
     gap_s: float = 0.0
+    ghost: FaceMesh | None = None  # the last mesh, by which an unseen face is followed
+    followed_s: float = 0.0  # time of the last frame in which that worked
     step_xy: F64 = field(default_factory=lambda: np.zeros(2))  # predicted motion into this frame, px
     portrait: Portrait | None = None
 
@@ -153,13 +159,19 @@ class Track:
         self.filter.update(box_xyxy, sigma)
         self.score, self.points_5, self.mesh, self.is_seen = score, points_5, mesh, True
 
-    def to_face(self, growth_per_s: float) -> Face:
+    def follow(self, box_xyxy: F32, mesh: FaceMesh, *, sigma: float, pts_s: float) -> None:
+        """The landmarks say that the face is here; the detector does not, so it stays unseen."""
+        self.filter.update(box_xyxy, sigma)
+        self.ghost, self.followed_s = mesh, pts_s
+
+    def to_face(self, options: TrackOptions) -> Face:
         """The face for the next stage; an unseen one has a grown box and neither points nor mesh."""
         if self.is_seen:
             return Face(
                 self.track_id, self.filter.box_xyxy, self.points_5, self.score, False, self.mesh, self.age
             )
-        box = enlarge_box(self.filter.box_xyxy, 1.1 + growth_per_s * self.gap_s)
+        growth = min(options.growth_per_s * self.gap_s, options.max_growth)
+        box = enlarge_box(self.filter.box_xyxy, 1.1 + growth)
         return Face(self.track_id, box, None, self.score, True, None, self.age)
 
 
@@ -178,6 +190,11 @@ class Tracker:
         self._pts_s: float | None = None
         self.tracks: list[Track] = []
         self._lost: list[Track] = []
+
+    @property
+    def now_s(self) -> float:
+        """Time of the present frame."""
+        return self._pts_s or 0.0
 
     def advance(self, pts_s: float, *, is_cut: bool = False) -> None:
         """Begins a frame: every track is predicted to `pts_s` and counts as unseen until it is seen.
@@ -251,18 +268,23 @@ class Tracker:
                 track.n_meshless = 0 if track.mesh is not None else track.n_meshless + 1
                 track.last_seen_s, track.gap_s = now, 0.0
                 track.is_tentative = track.is_tentative and track.n_seen < 2 and track.mesh is None
+                track.ghost, track.followed_s = track.mesh, now
                 self._portray(track, image_rgb)
             else:
+                if track.mesh is not None:
+                    track.ghost, track.followed_s = track.mesh, now
                 track.mesh = track.points_5 = None
                 track.gap_s = now - track.last_seen_s
-        gone = [track for track in self.tracks if self._is_gone(track, (width, height))]
+        gone = [track for track in self.tracks if self._is_gone(track, (width, height), now)]
         gone += [track for track in self._doubles() if track not in gone]
         self.tracks = [track for track in self.tracks if track not in gone]
         self._lose([track for track in gone if not track.is_tentative])
-        return tuple(t.to_face(self.options.growth_per_s) for t in self.tracks if not t.is_tentative)
+        return tuple(t.to_face(self.options) for t in self.tracks if not t.is_tentative)
 
-    def _is_gone(self, track: Track, size_wh: tuple[int, int]) -> bool:
+    def _is_gone(self, track: Track, size_wh: tuple[int, int], now_s: float) -> bool:
         limit_s = self.options.tentative_s if track.is_tentative else self.options.max_gap_s
+        if self.options.max_followed_s > limit_s and track.followed_s >= now_s > track.last_seen_s:
+            limit_s = self.options.max_followed_s
         if track.gap_s > limit_s:
             return True
         box = track.filter.box_xyxy
