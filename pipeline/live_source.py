@@ -15,7 +15,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -59,6 +59,7 @@ class LiveSource:
     Attributes:
         status: see `LiveStatus`.
         audio: the source's sound, when `options.with_audio`; else None.
+        on_frame: called with each frame on the source's thread, before anything can drop it; must be quick.
 
     Raises:
         UsageError: sound is wanted of a camera.
@@ -79,6 +80,7 @@ class LiveSource:
             raise UsageError(f"{address.label} has no sound.", "Use a stream or a file, or leave sound out.")
         self.audio = AudioTap() if self.options.with_audio else None
         self._sound = None if self.audio is None else SoundFeed(self.audio, lambda: self.status.origin_s)
+        self.on_frame: Callable[[Frame], None] | None = None
         self._is_stopped = threading.Event()
         self._opening: GuardedCall[Any] = GuardedCall(_close)
 
@@ -95,7 +97,10 @@ class LiveSource:
                 self.status.origin_s = now_s - (picture.time_s or 0.0)
             pts_s = now_s - self.status.origin_s if picture.time_s is None else picture.time_s
             last_s = max(pts_s, last_s + _LEAST_STEP_S)
-            yield Frame(self._fitted(picture.image_rgb), index, last_s, is_suspect=picture.is_suspect)
+            frame = Frame(self._fitted(picture.image_rgb), index, last_s, is_suspect=picture.is_suspect)
+            if self.on_frame is not None:
+                self.on_frame(frame)
+            yield frame
         self.status.state = "ended"
 
     def _pictures(self) -> Iterator[Picture]:

@@ -26,6 +26,7 @@ from keyface.pipeline.live_source_sound import SoundFeed
 from keyface.pipeline.rotation import apply_turn, turn_of_frame
 from keyface.pipeline.yuv import rgb_from_av
 
+_NEARLY = 0.98  # of a time-out, which may end a little early
 _POLL_S = 0.004  # between two looks at a camera that has no new frame
 _WINDOW_S = 600.0  # long against slow growth, short against the drift of two clocks
 _GRACE_S, _GIVE_UP_S = 0.5, 3.0  # of being behind before packets are passed over, and before that is given up
@@ -63,9 +64,10 @@ class Connection:
         self._container, self._address, self._options, self._status = container, address, options, status
         self._is_stopped = is_stopped
         self._stream = video_stream(container, address.label)
-        # Threads that work on several frames would hold these back.
-        self._stream.thread_type = "SLICE"
         context = self._stream.codec_context
+        # Threads that work on several frames would hold these back, and those that work on the slices of one
+        # keep libav's H.264 decoder from noticing that a slice is missing.
+        self._stream.thread_type = "NONE" if context.name == "h264" else "SLICE"
         if context.name in _REPORTS_WHEN_STRICT and not context.is_open:
             context.options = {"err_detect": "explode"}
         self._silence_s = read_timeout_s(address, options)
@@ -116,12 +118,17 @@ class Connection:
         last_s = time.monotonic()
         while not self._is_stopped.is_set():
             try:
+                asked_s = time.monotonic()
                 for packet in self._container.demux():
                     if self._is_stopped.is_set():
                         return
+                    last_s = time.monotonic()
+                    # After a time-out libav first hands out what it had kept, as if nothing had happened.
+                    if last_s - asked_s > _NEARLY * self._silence_s:
+                        raise TimeoutError(errno.ETIMEDOUT, "silent")
                     if packet.size:
-                        last_s = time.monotonic()
                         yield packet
+                    asked_s = time.monotonic()
                 return
             except av.BlockingIOError:  # a camera without a new frame
                 if time.monotonic() - last_s > self._silence_s:

@@ -14,10 +14,12 @@ import numpy as np
 
 from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece, AudioTap, Samples
 
-_SEAM_S = 0.06  # a smaller distance from where the last piece ended is jitter of stamps, and not shown
+_SEAM_S = 0.04  # a smaller distance from where the last piece ended is jitter of stamps, and not shown
 _FAR_S = 15.0  # a larger distance from now is a wrong stamp
 _JUMP_S = 1.0  # of the source's clock against ours
-_FASTER, _SLOWER = 0.3, 0.02  # pictures that came early tell more about the clock than those that came late
+_SLOWER = 0.02  # late pictures tell little about the clock; the earliest ones tell it
+_SETTLED_S = 0.3  # a connection may begin with a burst of old pictures; its sound waits until that is over
+_DROP_S = 0.02
 _AHEAD_S = 0.5  # a file's sound before its picture
 
 
@@ -37,6 +39,7 @@ class SoundFeed:
     def begin(self) -> None:
         """A new connection: its clock and its format are unknown."""
         self._ours_minus_theirs_s: float | None = None
+        self._unsettled_s = 0.0  # when the clock was last corrected
         self._resampler: Any = None
 
     def announce(self, streams: Any) -> Any:
@@ -54,16 +57,15 @@ class SoundFeed:
         if theirs_s is None:
             return
         seen_s, known_s = now_s - theirs_s, self._ours_minus_theirs_s
-        if known_s is None or abs(seen_s - known_s) > _JUMP_S:
-            self._ours_minus_theirs_s = seen_s
+        if known_s is None or not -_DROP_S < seen_s - known_s < _JUMP_S:
+            self._ours_minus_theirs_s, self._unsettled_s = seen_s, now_s
         else:
-            share = _FASTER if seen_s < known_s else _SLOWER
-            self._ours_minus_theirs_s = known_s + share * (seen_s - known_s)
+            self._ours_minus_theirs_s = min(seen_s, known_s + _SLOWER * (seen_s - known_s))
 
     def hear(self, packet: Any, now_s: float) -> None:
-        """A packet of sound arrived. What comes before the first picture, or is damaged, is left out."""
+        """A packet of sound arrived. What is damaged, or comes before the clock is known, is left out."""
         origin_s, shift_s = self._origin_s(), self._ours_minus_theirs_s
-        if origin_s is None or shift_s is None:
+        if origin_s is None or shift_s is None or now_s - self._unsettled_s < _SETTLED_S:
             return
         for frame in _decoded(packet):
             at_s = now_s if frame.time is None else frame.time + shift_s

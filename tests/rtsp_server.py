@@ -1,0 +1,261 @@
+"""A camera that speaks RTSP on loopback, in a process that can be killed, stopped and made to talk nonsense."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+SERVER = Path(__file__).with_name("rtsp_server_process.py")
+SYSTEM_PYTHON = "/usr/bin/python3"
+N_BITS = 10
+FPS = 30
+N_FRAMES = 300  # a clip of 10 s, over and over
+CHECK = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+
+
+@cache
+def why_no_server() -> str:
+    """'' when the system has what the server needs, else what to install."""
+    try:
+        done = subprocess.run([SYSTEM_PYTHON, "-c", CHECK], capture_output=True, timeout=60)
+    except OSError:
+        return f"no RTSP server to test with: there is no {SYSTEM_PYTHON}"
+    if done.returncode:
+        return "no RTSP server to test with: run tests/install_rtsp_server.sh (Debian, Ubuntu)"
+    return ""
+
+
+def need_server() -> None:
+    """Skips the test where there is no RTSP server."""
+    if reason := why_no_server():
+        pytest.skip(reason)
+
+
+def numbered(number: int, size_wh: tuple[int, int]) -> np.ndarray:
+    """A picture with its number in bars along the top, uint8 (H, W, 3)."""
+    width, height = size_wh
+    image = np.full((height, width, 3), 90, np.uint8)
+    bits = (number % N_FRAMES) | (_parity(number % N_FRAMES) << (N_BITS - 1))
+    for bit in range(N_BITS):
+        left, right = bit * width // N_BITS, (bit + 1) * width // N_BITS
+        image[: height // 4, left:right] = 230 if bits >> bit & 1 else 20
+    left = number * 7 % max(1, width - 20)
+    image[height // 2 : height // 2 + 20, left : left + 20] = (200, 60, 60)
+    return image
+
+
+def number_of(image_rgb: np.ndarray) -> int | None:
+    """What `numbered` wrote, None when it cannot be read."""
+    height, width = image_rgb.shape[:2]
+    bits = 0
+    for bit in range(N_BITS):
+        middle = (2 * bit + 1) * width // (2 * N_BITS)
+        level = float(image_rgb[height // 16 : height // 6, middle - 3 : middle + 3].mean())
+        if 70 < level < 180:
+            return None
+        bits |= int(level > 125) << bit
+    number = bits & ((1 << (N_BITS - 1)) - 1)
+    return number if number < N_FRAMES and _parity(number) == bits >> (N_BITS - 1) else None
+
+
+def age_s(image_rgb: np.ndarray, now_s: float) -> float | None:
+    """How long ago the picture was sent, -1 to 9 s; None when its number cannot be read."""
+    number = number_of(image_rgb)
+    if number is None:
+        return None
+    return (now_s - number / FPS + 1.0) % (N_FRAMES / FPS) - 1.0
+
+
+def _parity(number: int) -> int:
+    return number.bit_count() & 1
+
+
+def write_clip(path: Path, size_wh: tuple[int, int], *, key_every: int = FPS) -> Path:
+    """Numbered frames as H.264, in the form that the server reads."""
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height = size_wh
+    encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, FPS), Fraction(FPS)
+    encoder.gop_size = key_every
+    encoder.options = {
+        "preset": "ultrafast", "tune": "zerolatency", "crf": "26",
+        "x264-params": f"keyint={key_every}:min-keyint={key_every}:scenecut=0:repeat-headers=1:annexb=1",
+    }  # fmt: skip
+    with path.open("wb") as file:
+        packets = []
+        for number in range(N_FRAMES):
+            frame = av.VideoFrame.from_ndarray(numbered(number, size_wh), format="rgb24")
+            frame.pts = number
+            packets += encoder.encode(frame)
+        for packet in [*packets, *encoder.encode(None)]:
+            file.write(struct.pack(">IB", packet.size, packet.is_keyframe) + bytes(packet))
+    return path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class RtspServer:
+    """Started by `start`, or as a context manager; `fail` and `restore` are what `measure_drops` wants."""
+
+    def __init__(self, clips: Sequence[Path], *, audio: bool = False, auth: str = "") -> None:
+        self.port = free_port()
+        self._auth = auth
+        self._command = [SYSTEM_PYTHON, str(SERVER), "--port", str(self.port), "--fps", str(FPS)]
+        for clip in clips:
+            self._command += ["--clip", str(clip)]
+        self._command += ["--audio"] if audio else []
+        self._command += ["--auth", auth] if auth else []
+        self._process: subprocess.Popen[str] | None = None
+        self._noise: _Noise | None = None
+        self._failure = ""
+
+    @property
+    def url(self) -> str:
+        user = f"{self._auth}@" if self._auth else ""
+        return f"rtsp://{user}127.0.0.1:{self.port}/hidden-path"
+
+    def __enter__(self) -> RtspServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._end_noise()
+
+    def start(self) -> None:
+        """Comes back when it serves."""
+        for _ in range(20):  # the port may still be held by what listened before
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().strip() == "ready":
+                return
+            self.kill()
+            time.sleep(0.1)
+        raise AssertionError("the RTSP server did not start")
+
+    def tell(self, word: str) -> None:
+        """See the server's own help."""
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait(10)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def fail(self, how: str) -> None:
+        """ "kill", "freeze", "garbage" (another server that talks nonsense), "noise" (in the pictures)."""
+        self._failure = how
+        if how == "freeze":
+            self.freeze()
+        elif how == "noise":
+            self.tell("garbage")
+        else:
+            self.kill()
+            if how == "garbage":
+                self._noise = _Noise(self.port)
+
+    def restore(self) -> None:
+        """Ends what `fail` began; comes back when the server serves."""
+        if self._failure == "freeze":
+            self.thaw()
+        elif self._failure == "noise":
+            self.tell("serve")
+        else:
+            self._end_noise()
+            self.start()
+
+    def _end_noise(self) -> None:
+        if self._noise is not None:
+            self._noise.close()
+            self._noise = None
+
+
+class _Noise:
+    """Takes connections on a port and sends random bytes."""
+
+    def __init__(self, port: int) -> None:
+        self._is_over = False
+        deadline_s = time.monotonic() + 5
+        while True:
+            try:
+                self._listener = socket.create_server(("127.0.0.1", port))
+                break
+            except OSError:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+        self._listener.settimeout(0.05)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over = True
+        self._thread.join(5)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        connections: list[socket.socket] = []
+        number = 0
+        while not self._is_over:
+            try:
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                connections.append(connection)
+            except TimeoutError:
+                pass
+            for connection in list(connections):
+                number += 1
+                try:
+                    connection.send(np.random.default_rng(number).bytes(2000))
+                except OSError:
+                    connections.remove(connection)
+                    connection.close()
+        for connection in connections:
+            connection.close()
+
+
+if __name__ == "__main__":  # by hand: serves until Ctrl-C
+    import tempfile
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RtspServer([write_clip(Path(folder) / "a", (640, 480))], audio="--audio" in sys.argv) as server,
+    ):
+        print(server.url)
+        signal.pause()
