@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,18 +28,25 @@ from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import IdentityOptions
 from keyface.pipeline.live_control import LiveControls
 from keyface.pipeline.live_fanout import Fanout, SinkReport
+from keyface.pipeline.live_quality import QualityGovernor, QualityOptions
 from keyface.pipeline.live_sink import LiveSink
 from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
+from keyface.pipeline.live_stages import LiveAnalysis, LivePaste, LiveReenactment
 from keyface.pipeline.redact import slate_frame
 from keyface.pipeline.runner import Runner, RunReport
 from keyface.pipeline.stage import Stage, StagePlan
 from keyface.pipeline.stage_times import DurationLog, StageTimes
 from keyface.pipeline.summary import Tally
+from keyface.pipeline.track import TrackOptions
 
 _LOG = logging.getLogger(__name__)
 
 LIVE_IDENTITY = IdentityOptions(min_looks=5)  # at 0.06 s each: a person is known after a third of a second
 
+# A face that vanishes inside the picture keeps its mosaic for that long, in case it is only missed.
+LIVE_TRACKS = TrackOptions(max_gap_s=3.0, max_followed_s=10.0, max_growth=1.2)
+
+_IN_FLIGHT = 3  # frames: each stage may have one, and none waits between two
 _SLATE_EVERY_S = 0.2
 _STALLED_S = 2.0  # without a safe frame, while the source goes on
 
@@ -50,7 +57,7 @@ def live_analysis(detect_every: int = 1) -> AnalyseOptions:
     """How live frames are analysed: without look-ahead, no newcomer may wait for a second sight."""
     if detect_every not in (1, 2):
         raise UsageError(f"--detect-every: got {detect_every}.", "Legal: 1, 2.")
-    options = AnalyseOptions(detect_every=detect_every)
+    options = AnalyseOptions(detect_every=detect_every, track=LIVE_TRACKS)
     return replace(options, sure_score=options.doubt_score)
 
 
@@ -64,6 +71,8 @@ class LiveOptions:
         stage_timeout_s: longest time for one frame in one stage.
         max_faults_in_a_row: failures of one stage in a row, each mosaicked, before the run ends.
         stop_timeout_s: how long a stop waits for threads.
+        settle_s: how long a new scene is mosaicked whole while no face is found in it.
+        quality: when automatic quality changes.
     """
 
     faces: FacesChoice = "all"
@@ -71,6 +80,8 @@ class LiveOptions:
     stage_timeout_s: float = 30.0
     max_faults_in_a_row: int = 300
     stop_timeout_s: float = 3.0
+    settle_s: float = 0.5
+    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:
         if self.duration_s is not None and not 0 < self.duration_s < math.inf:
@@ -98,6 +109,9 @@ class LiveReport:
         stages: name -> times.
         first_output_s: from the start to the first safe frame, None before it.
         outputs: how each sink is doing, in the order given.
+        quality: step of the automatic quality, 0 is the best; see pipeline.live_quality.
+        quality_changes: times that it changed by itself.
+        rotations: keys that came into use since the start.
     """
 
     state: SourceState
@@ -120,12 +134,15 @@ class LiveReport:
     stages: dict[str, StageTimes]
     first_output_s: float | None
     outputs: tuple[SinkReport, ...] = ()
+    quality: int = 0
+    quality_changes: int = 0
+    rotations: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for `json.dumps`."""
         names = (
             "state", "frames_in", "frames_out", "dropped", "people", "replaced", "redacted_frames",
-            "redacted", "slates", "reconnects", "faults",
+            "redacted", "slates", "reconnects", "faults", "quality", "quality_changes", "rotations",
         )  # fmt: skip
         rounded = {
             name: round(getattr(self, name), 3) for name in ("wall_s", "stream_s", "fps_in", "fps_out")
@@ -168,7 +185,6 @@ def run_live(
         parts: of the chain; opened, closed and released here.
         controls: what somebody may change while it runs; None: nobody does.
         on_tick: called on this thread about four times a second.
-        controls: what may be changed while it runs.
 
     Raises:
         KeyfaceError: the source cannot be opened, or a stage or all sinks failed; recordings are not complete.
@@ -176,26 +192,32 @@ def run_live(
     options = options or LiveOptions()
     if not sinks:
         raise ValueError("live: got no sink, want at least one")
-    plans = make_plans(parts, faces=options.faces, lookahead_s=None, capacity=1)
+    controls = controls or LiveControls()
+    quality = QualityGovernor(options.quality)
+    plans = _obeying(make_plans(parts, faces=options.faces, lookahead_s=None, capacity=1), parts, controls,
+                     quality, options.settle_s)  # fmt: skip
     source.is_ready = is_ready = threading.Event()
     countdown = _Countdown(len(plans), is_ready)
     plans = [replace(plan, stage=_Announced(plan.stage, countdown)) for plan in plans]
     plans[0] = replace(plans[0], when_full="drop_oldest")
-    output = LiveOutput(Fanout(sinks, source.status, tap=source.audio, controls=controls), source.status)
+    output = LiveOutput(
+        Fanout(sinks, source.status, tap=source.audio, controls=controls), source.status, controls, quality
+    )
     plans.append(StagePlan(name="sink", stage=output, capacity=1, idle_every_s=_SLATE_EVERY_S))
     runner = Runner(
         source, plans, timeout_s=options.stage_timeout_s, source_timeout_s=math.inf,
         stop_timeout_s=options.stop_timeout_s, max_faults_in_a_row=options.max_faults_in_a_row,
-        interrupt_source=source.stop,
+        max_in_flight=_IN_FLIGHT, interrupt_source=source.stop,
     )  # fmt: skip
 
     def tick(run: RunReport) -> None:
+        quality.fix(controls.quality)
         report = _report(run, source.status, output)
         if on_tick is not None:
             on_tick(report)
         if options.duration_s is not None and report.stream_s >= options.duration_s:
             raise _Enough("duration")
-        if output.wants_end or (controls is not None and controls.wants_end):
+        if output.wants_end or controls.wants_end:
             raise _Enough("closed")
 
     ending: Ending = "source_ended"
@@ -227,8 +249,24 @@ def _finish(runner: Runner, output: LiveOutput, parts: ChainParts, *, is_complet
         output.finish(is_complete=False)
 
 
+def _obeying(
+    plans: list[StagePlan],
+    parts: ChainParts,
+    controls: LiveControls,
+    quality: QualityGovernor,
+    settle_s: float,
+) -> list[StagePlan]:
+    """The plans of the chain, each stage told what is wanted of it."""
+    analyse, reenact, paste = plans
+    return [
+        replace(analyse, stage=LiveAnalysis(analyse.stage, parts.analyse, quality, settle_s)),  # type: ignore[arg-type]
+        replace(reenact, stage=LiveReenactment(reenact.stage, controls, quality)),  # type: ignore[arg-type]
+        replace(paste, stage=LivePaste(paste.stage, controls)),  # type: ignore[arg-type]
+    ]
+
+
 class LiveOutput:
-    """The last stage: hands safe frames to all sinks; while none comes, a slate that says why.
+    """The last stage: hands safe frames to all sinks; while none comes, and in a pause, a slate that says why.
 
     Attributes:
         tally: what was shown.
@@ -237,9 +275,12 @@ class LiveOutput:
         n_faces: in the last frame.
     """
 
-    def __init__(self, sinks: Fanout, status: LiveStatus) -> None:
+    def __init__(
+        self, sinks: Fanout, status: LiveStatus, controls: LiveControls, quality: QualityGovernor
+    ) -> None:
         self._sinks = sinks
         self._status = status
+        self._controls, self.quality = controls, quality
         self._last_output_s = time.monotonic()
         self.tally = Tally()
         self.ages = DurationLog()
@@ -253,6 +294,11 @@ class LiveOutput:
         return self._sinks.wants_end
 
     @property
+    def rotations(self) -> int:
+        """Keys that came into use."""
+        return self._controls.state().rotations
+
+    @property
     def outputs(self) -> tuple[SinkReport, ...]:
         """How each sink is doing."""
         return self._sinks.reports()
@@ -264,11 +310,17 @@ class LiveOutput:
         """Shows one frame. Raises StageError for anything but a SafeFrame, and when all sinks have failed."""
         if type(item) is not SafeFrame:
             raise StageError(f"sink: got {type(item).__name__}, want SafeFrame.")
+        if self._controls.mode == "slate":
+            self._show_slate("Paused.", (item.image_rgb.shape[1], item.image_rgb.shape[0]), item.pts_s)
+            self._last_output_s = time.monotonic()
+            return
         self._sinks.show(item)
         now_s = self._last_output_s = time.monotonic()
         self._last_age_s = now_s - (self._status.origin_s or now_s) - item.pts_s
         self.ages.add(self._last_age_s)
         self.tally.add(item)
+        is_exceptional = any(redaction.reason == "choosing" for redaction in item.redactions)
+        self.quality.note(item.index, self._last_age_s, now_s, is_exceptional=is_exceptional)
         self.n_faces = len({*item.replaced, *(r.track_id for r in item.redactions)} - {None})
 
     def idle(self) -> None:
@@ -280,6 +332,9 @@ class LiveOutput:
         now_s, origin_s = time.monotonic(), self._status.origin_s
         # As old as frames are when they are shown, so that the next frame's time comes after it.
         pts_s = 0.0 if origin_s is None else max(0.0, now_s - origin_s - self._last_age_s)
+        self._show_slate(text, size_wh, pts_s)
+
+    def _show_slate(self, text: str, size_wh: tuple[int, int], pts_s: float) -> None:
         width, height = size_wh
         blank = Frame(np.zeros((height, width, 3), np.uint8), self.tally.frames, pts_s)
         self._sinks.show(slate_frame(blank, text))
@@ -299,6 +354,8 @@ class LiveOutput:
             return "The source is lost.\nTrying to connect again."
         if self._status.state == "ended":
             return None
+        if self._controls.mode == "slate":
+            return "Paused."
         if not self.tally.frames:
             return "Starting."
         if time.monotonic() - self._last_output_s > _STALLED_S:
@@ -350,5 +407,6 @@ def _report(run: RunReport, status: LiveStatus, output: LiveOutput) -> LiveRepor
         replaced=tally.replaced, redacted_frames=tally.redacted_frames, redacted=dict(tally.redacted),
         slates=output.n_slates, reconnects=status.reconnects, age=age, faults=run.faults,
         stages=run.stages, first_output_s=run.first_output_s,
-        outputs=outputs,
+        outputs=outputs, quality=output.quality.step, quality_changes=output.quality.changes,
+        rotations=output.rotations,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -135,6 +136,21 @@ def slate_frame(frame: Frame, text: str) -> SafeFrame:
     """A slate in the frame's place, with its size and time."""
     height, width = frame.image_rgb.shape[:2]
     return seal(frame, slate((width, height), text))
+
+
+def outline_boxes(safe: SafeFrame, boxes_xyxy: Sequence[npt.NDArray[np.floating]]) -> SafeFrame:
+    """A safe frame with thin outlines: green around `boxes_xyxy`, red around what is mosaicked.
+
+    Args:
+        boxes_xyxy: (4,) px each, of faces; those that are not finite are left out.
+    """
+    image_rgb = safe.image_rgb.copy()
+    mosaics = [(np.array(redaction.box_xyxy), (220, 40, 40)) for redaction in safe.redactions]
+    for box, colour in [*((box, (40, 200, 80)) for box in boxes_xyxy), *mosaics]:
+        if np.isfinite(box).all():
+            x0, y0, x1, y1 = (int(v) for v in np.rint(np.clip(box, -32000, 32000)))
+            cv2.rectangle(image_rgb, (x0, y0), (x1, y1), colour, 1)
+    return replace(safe, image_rgb=image_rgb)
 
 
 def _enlarged(

@@ -129,10 +129,10 @@ class Reenactor:
         """Forgets the key."""
         self._virtual.close()
 
-    def rotate(self, key: Key) -> None:
+    def rotate(self, key: Key, *, keeps_old: bool = True) -> None:
         """From the next frame on stand-ins are sought under another key, which is used here only; the one before is
         forgotten. A face in the picture keeps its virtual face until the new one is ready, then they swap between
-        two frames; see `is_rotating`. Call between two frames."""
+        two frames; see `is_rotating`. Without `keeps_old` it is not shown again. Call between two frames."""
         virtual = self._virtual.under(key)
         self._virtual.close()
         self._virtual = virtual
@@ -140,6 +140,8 @@ class Reenactor:
         self._cast.clear()
         self._searches.clear()
         self._understudies.clear()
+        if not keeps_old:
+            self._roles.clear()
         for role in self._roles.values():
             role.is_old = True
 
@@ -189,13 +191,14 @@ class Reenactor:
             return role
         role.last_s = item.frame.pts_s
         wanted = self._wanted(role, face.mesh, item.frame.pts_s)
-        found = self._show_again(role, wanted, face, item.frame.pts_s)
+        again = self._show_again(role, wanted, face, item.frame.pts_s)
         role.since_look += 1
-        if found is None:
-            found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
-            if isinstance(found, VirtualFace) and role.since_look >= self._o.look_every:
-                role.since_look = 0
-                self._look(role, item, face, found, 0.4)
+        if again is not None:
+            return "too_alike" if role.is_too_alike else again
+        found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
+        if isinstance(found, VirtualFace) and role.since_look >= self._o.look_every:
+            role.since_look = 0
+            self._look(role, item, face, found, 0.4)
         return "too_alike" if role.is_too_alike else found
 
     def _show_again(self, role: Role, wanted: F32, face: Face, t_s: float) -> VirtualFace | None:
