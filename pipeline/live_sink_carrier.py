@@ -75,8 +75,8 @@ class Carrier:
         command: what to run; reads the stream from its standard input.
         format: in which it wants the stream.
         prelude: comes before the stream.
-        speaks: it says in lines of JSON when it is connected and when it fails; otherwise it counts as
-            connected while it runs.
+        hear: reads a line that it writes: True says that it is connected. Raises CarrierLost when it says
+            that it has failed.
         stall_s: longest wait for it to take what is written.
 
     Attributes:
@@ -84,12 +84,14 @@ class Carrier:
         format: see above.
     """
 
-    def __init__(self, command: list[str], format: str, prelude: bytes, speaks: bool, stall_s: float) -> None:
+    def __init__(
+        self, command: list[str], format: str, prelude: bytes, hear: Callable[[bytes], bool], stall_s: float
+    ) -> None:
         self.format = format
-        self._speaks = speaks
+        self._hear = hear
         # In a session of its own, so that Ctrl-C in a terminal ends the stream and not its carrier first.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, bufsize=0,
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -97,7 +99,7 @@ class Carrier:
         self._answers = self._process.stdout
         os.set_blocking(self._answers.fileno(), False)
         self._heard = b""
-        self._is_connected = not speaks
+        self._is_connected = False
         self._failure: CarrierLost | None = None
         if prelude:
             self.stream.write(prelude)
@@ -136,18 +138,17 @@ class Carrier:
         self._answers.close()
 
     def _listen(self) -> None:
-        while self._speaks and not self._answers.closed:
+        while not self._answers.closed:
             chunk = self._answers.read(4096)
             if not chunk:
                 break
             self._heard += chunk
         *lines, self._heard = self._heard.split(b"\n")
         for line in lines:
-            message = json.loads(line)
-            if message["state"] == "connected":
-                self._is_connected = True
-            else:
-                self._failure = CarrierLost(str(message["kind"]), int(message["errno"]))
+            try:
+                self._is_connected = self._hear(line) or self._is_connected
+            except CarrierLost as failure:
+                self._failure = failure
 
 
 def make_carrier(address: PushAddress) -> Callable[[float], Carrier]:
@@ -163,11 +164,18 @@ def make_carrier(address: PushAddress) -> Callable[[float], Carrier]:
                 "This PyAV is built without SRT.",
                 f"Install {_SRT_PROGRAM} (on Debian the package srt-tools), or push by another protocol.",
             )
-        command = [program, "-quiet", "-autoreconnect:no", "file://con", address.url]
-        return partial(Carrier, command, "mpegts", b"", False)
+        command = [program, "-v", "-autoreconnect:no", "-chunk:1316", "file://con", address.url]
+        return partial(Carrier, command, "mpegts", b"", lambda line: b"target connected" in line)
     order: dict[str, Any] = {"url": address.url, "format": address.format, "options": address.options}
     command = [sys.executable, "-P", "-m", "keyface.pipeline.live_sink_relay"]
-    return partial(Carrier, command, "nut", json.dumps(order).encode() + b"\n", True)
+    return partial(Carrier, command, "nut", json.dumps(order).encode() + b"\n", _hear_relay)
+
+
+def _hear_relay(line: bytes) -> bool:
+    message = json.loads(line)
+    if message["state"] == "failed":
+        raise CarrierLost(str(message["kind"]), int(message["errno"]))
+    return bool(message["state"] == "connected")
 
 
 @cache

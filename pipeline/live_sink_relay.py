@@ -14,7 +14,6 @@ import json
 import os
 import socket
 import stat
-import sys
 from typing import Any
 
 import av
@@ -87,6 +86,5 @@ def _say(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # libav's own messages hold the address; nobody reads them here.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libav's own messages hold the address
     main()

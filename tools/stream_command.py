@@ -244,11 +244,11 @@ def _source_options(args: argparse.Namespace) -> Any:
     if (args.width is None) != (args.height is None):
         raise UsageError("--width and --height belong together.", "Give both or none.")
     size_wh = None if args.width is None else (args.width, args.height)
-    return LiveSourceOptions(size_wh=size_wh, fps=args.fps, is_looped=args.loop)
+    return LiveSourceOptions(size_wh=size_wh, fps=args.fps, is_looped=args.loop, with_audio=args.audio)
 
 
 def _check_targets(address: SourceAddress, sinks: list[LiveSink]) -> None:
-    names = [os.path.realpath(sink.name) for sink in sinks if sink.name.lower().endswith(".mp4")]
+    names = [os.path.realpath(sink.name) for sink in sinks if sink.name.lower().endswith((".mp4", ".m3u8"))]
     if len(set(names)) < len(names):
         raise UsageError("--sink: a recording is named twice.", "Name each file once.")
     if address.kind == "file" and os.path.realpath(address.target) in names:

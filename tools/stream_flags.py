@@ -33,7 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sink", action="append", metavar="SINK", dest="sinks",
         help="virtual (a camera for other programs), virtual:DEVICE, window, page or page:PORT (a page for a "
-        "browser on this machine), null or FILE.mp4; may be given several times (default: virtual)",
+        "browser on this machine), null, FILE.mp4, FILE.m3u8 or hls:SECONDS:FILE.m3u8 (all of it, or the last "
+        "seconds, in segments), or a URL of rtsp, rtmp, srt or udp to send to; may be given several times, and "
+        "one that fails is left out (default: virtual)",
     )  # fmt: skip
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
@@ -63,6 +65,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--duration", type=float, metavar="S", help="end after that much of the stream")
     what.add_argument("--loop", action=_SWITCH, default=False, help="begin a file again at its end")
     what.add_argument("--force", action=_SWITCH, default=False, help="replace existing recordings")
+    what.add_argument(
+        "--audio", action=_SWITCH, default=False,
+        help="pass the sound on, unchanged, to recordings and receivers; voices are not disguised",
+    )  # fmt: skip
     what.add_argument(
         "--start-mode", choices=("live", "mosaic", "slate"), default="live",
         help="mosaic: everybody is mosaicked until somebody changes it; slate: begin with a pause "
