@@ -16,10 +16,10 @@ SEEDS = (3, 8)
 
 @cache
 def measure_of(models: Any) -> Any:
-    from keyface.tools.train_command import _face_measure
+    from keyface.tools.train_networks import face_measure
 
     models.ensure(["mobilefacenet"])
-    return _face_measure(models)
+    return face_measure(models, "mobilefacenet")
 
 
 def as_input(*pictures: Any) -> Any:
@@ -33,11 +33,11 @@ def test_it_agrees_with_the_products_landmarks(models: Any, seed: int) -> None:
     Single points may be further apart: the network's own answers differ by up to 3 px from one square to the
     next, and its brows by 0.2; the product turns its square with the eyes.
     """
-    from keyface.tools.train_command import _landmarker
+    from keyface.tools.train_networks import landmarker
 
     picture = generated_face(models, seed)
-    with _landmarker(models) as landmarker:
-        want = landmarker.detect(picture, box_xyxy=np.array([56, 61, 200, 220], np.float32))
+    with landmarker(models) as found:
+        want = found.detect(picture, box_xyxy=np.array([56, 61, 200, 220], np.float32))
     assert want is not None
     with torch.no_grad():
         got = measure_of(models)(as_input(picture))
@@ -52,12 +52,12 @@ def test_it_agrees_with_the_products_landmarks(models: Any, seed: int) -> None:
 def test_it_sees_the_products_points_in_the_same_square(models: Any, seed: int) -> None:
     """Every point within 1.5 px, and no shift of all of them: less than 0.25 px."""
     from keyface.pipeline.landmarks import Roi
-    from keyface.tools.train_command import _landmarker
+    from keyface.tools.train_networks import landmarker
 
     picture = generated_face(models, seed)
     x, y, side = 127.0, 151.0, 243.0
-    with _landmarker(models) as landmarker:
-        want, score = landmarker._look(picture, Roi((x, y), side, 0.0))
+    with landmarker(models) as found:
+        want, score = found._look(picture, Roi((x, y), side, 0.0))
     with torch.no_grad():
         points, presence = measure_of(models).look(as_input(picture), torch.tensor([[x, y, side]]))
     off = points[0].numpy() - want

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import EngineError, UsageError
+from keyface.tools import train_networks
+from keyface.tools.train_projector_options import add_projector_options
 
 if TYPE_CHECKING:
-    from keyface.engines.engine import Engine
     from keyface.engines.store import ModelStore
-    from keyface.models.face_measure import FaceMeasure
-    from keyface.models.population import F32, Mapping
-    from keyface.pipeline.landmarks import LiteRtLandmarker
+    from keyface.models.population import F32
 
 SAMPLES, CONTROLS = Path("runs/samples"), Path("runs/controls.npy")
 HEAD_STEPS, MOTION_STEPS = 1800, 1900
@@ -62,7 +60,11 @@ def add_parser(subparsers: Any) -> None:
     identity = steps.add_parser("identity", help="the statistics that virtual identities are made from")
     _add_inputs(identity, "identity", controls=True)
     identity.add_argument("--labels", type=Path, metavar="TOML", help="default: models/labels/guards.toml")
-    for step in (samples, head, controls, motion, identity):
+    projector = steps.add_parser(
+        "projector", help="the network that turns keyed codes into people (needs PyTorch)"
+    )
+    add_projector_options(projector)
+    for step in (samples, head, controls, motion, identity, projector):
         _add_common(step)
 
 
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "samples": _samples, "head": _head, "controls": _controls, "motion": _motion, "identity": _identity,
+        "projector": _projector,
     }  # fmt: skip
     with _log_lines(is_quiet=args.quiet):
         summary = {"step": args.step, "out": str(args.out), **steps[args.step](args)}
@@ -116,11 +119,17 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name}: got {getattr(args, name)}, want 1 or more.")
     if not args.seconds > 0:
         raise UsageError(f"--seconds: got {args.seconds:g}, want more than 0.")
-    if args.step in {"head", "motion"} and importlib.util.find_spec("torch") is None:
+    if args.step in {"head", "motion", "projector"} and importlib.util.find_spec("torch") is None:
         raise EngineError(
             f"'keyface train {args.step}' needs PyTorch, which is not installed.",
             "Install it: pip install 'keyface[train]'",
         )
+
+
+def _projector(args: argparse.Namespace) -> dict[str, Any]:
+    from keyface.tools.train_projector import train
+
+    return train(args)
 
 
 def _samples(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,8 +138,11 @@ def _samples(args: argparse.Namespace) -> dict[str, Any]:
     from keyface.models import population
     from keyface.models.samples import make_samples
 
-    store = _models(args, "mapping", "synthesis_1024")
-    with _network(store, "synthesis_1024", args) as engine, _mapping(store, args) as mapping:
+    store = train_networks.models(args, "mapping", "synthesis_1024")
+    with (
+        train_networks.network(store, "synthesis_1024", args) as engine,
+        train_networks.mapping_network(store, args) as mapping,
+    ):
         mean = population.load_or_measure(args.out, mapping).mean
         with tqdm(desc="samples", total=args.count, unit="sample", disable=args.quiet) as bar:
             done = make_samples(
@@ -154,11 +166,11 @@ def _head(args: argparse.Namespace) -> dict[str, Any]:
             f"There are {len(samples.images)} samples, want {N_HELD_OUT + HeadConfig.batch} or more.",
             f"Make more: keyface train samples --out {args.samples}",
         )
-    store = _models(args, "synthesis_1024")
+    store = train_networks.models(args, "synthesis_1024")
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     config = HeadConfig(
-        seconds=args.seconds, steps=args.steps, seed=args.seed, is_compiled=_may_compile(args)
+        seconds=args.seconds, steps=args.steps, seed=args.seed, is_compiled=train_networks.may_compile(args)
     )
     quality = train_head(store.path("synthesis_1024"), samples.w_plus, samples.images, args.out, config)
     return {"steps": steps_done(args.out), "psnr_db": round(quality, 2)}
@@ -171,10 +183,10 @@ def _controls(args: argparse.Namespace) -> dict[str, Any]:
     from keyface.tools.train_controls import ControlReader, list_sources, read_controls
 
     sources = list_sources(args.data)
-    store = _models(args, "yunet_dynamic", "face_mesh", "face_blendshapes")
+    store = train_networks.models(args, "yunet_dynamic", "face_mesh", "face_blendshapes")
     with (
-        _network(store, "yunet_dynamic", args) as engine,
-        _landmarker(store) as landmarker,
+        train_networks.network(store, "yunet_dynamic", args) as engine,
+        train_networks.landmarker(store) as landmarker,
         tqdm(desc="files", total=len(sources), unit="file", disable=args.quiet) as bar,
     ):
         done, rows = read_controls(
@@ -197,18 +209,18 @@ def _motion(args: argparse.Namespace) -> dict[str, Any]:
 
     wanted = motion_data.wanted_controls(load_controls(args.controls))
     samples = load_samples(args.samples)
-    store = _models(
+    store = train_networks.models(
         args, "synthesis_1024", "mapping", "face_mesh", "face_blendshapes", "mobilefacenet", "head256",
         "identity_basis",
     )  # fmt: skip
     torch.set_num_threads(args.threads)
-    measure = _face_measure(store)
+    measure = train_networks.face_measure(store, "mobilefacenet")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     config = MotionConfig(
         people=args.people, seconds=args.seconds, steps=args.steps, seed=args.seed,
-        is_compiled=_may_compile(args),
+        is_compiled=train_networks.may_compile(args),
     )  # fmt: skip
-    with _mapping(store, args) as mapping:
+    with train_networks.mapping_network(store, args) as mapping:
         people = population.load_or_measure(args.samples, mapping)
         measures = motion_data.load_or_measure(args.samples, samples, measure)
         generator = Generator256.load(store.path("synthesis_1024"), args.head or store.path("head256"))
@@ -238,8 +250,8 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
     )
     rows = load_controls(args.controls)
     samples = load_samples(args.samples)
-    store = _models(args, "mapping", "face_mesh", "face_blendshapes", "sface_fast")
-    with _mapping(store, args) as mapping:
+    store = train_networks.models(args, "mapping", "face_mesh", "face_blendshapes", "sface_fast")
+    with train_networks.mapping_network(store, args) as mapping:
         people = population.load_or_measure(args.samples, mapping)
     guards = identity_basis.fit_guards(samples, labels, people)
     with _face_looks(store, args) as (embed, cover):
@@ -253,44 +265,6 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
         guards=guards,
     )
     return {f"quality_{name}": round(guard.quality, 3) for name, guard in guards.items()}
-
-
-def _models(args: argparse.Namespace, *names: str) -> ModelStore:
-    from keyface.engines.store import ModelStore
-    from keyface.tools.pull_bars import PullBars
-
-    store = ModelStore()
-    with PullBars(is_quiet=args.quiet) as bars:
-        store.ensure(names, bars)
-    return store
-
-
-def _network(store: ModelStore, name: str, args: argparse.Namespace) -> Engine:
-    """On ONNX Runtime in float32 whatever is installed, so that every machine makes the same numbers."""
-    from keyface.engines.open import open_engine
-
-    return open_engine(
-        store.path(name), name=name, backend="onnxruntime", precision="f32", threads=args.threads
-    )
-
-
-@contextmanager
-def _mapping(store: ModelStore, args: argparse.Namespace) -> Iterator[Mapping]:
-    with _network(store, "mapping", args) as engine:
-        yield lambda z: engine.run({"z": z})["w"]
-
-
-@contextmanager
-def _landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
-    from keyface.engines.open import open_engine
-    from keyface.pipeline.landmarks import LiteRtLandmarker
-
-    mesh, shapes = (open_engine(store.path(n), name=n, threads=1) for n in ("face_mesh", "face_blendshapes"))
-    landmarker = LiteRtLandmarker(mesh, shapes)
-    try:
-        yield landmarker
-    finally:
-        landmarker.close()
 
 
 @contextmanager
@@ -309,8 +283,8 @@ def _face_looks(
     eyes = ((place.RIGHT_EYE, place.RIGHT_BROW), (place.LEFT_EYE, place.LEFT_BROW))
     outlines = Outlines(place.OVAL, tuple(np.concatenate(pair) for pair in eyes))
     with ExitStack() as stack:
-        landmarker = stack.enter_context(_landmarker(store))
-        recogniser = Recogniser(_network(store, "sface_fast", args))
+        landmarker = stack.enter_context(train_networks.landmarker(store))
+        recogniser = Recogniser(train_networks.network(store, "sface_fast", args))
         stack.callback(recogniser.close)
 
         def embed(image_rgb: Any) -> F32 | None:
@@ -322,31 +296,6 @@ def _face_looks(
             return None if mesh is None else covered_share(image_rgb, mesh.points_xy, outlines)
 
         yield embed, cover
-
-
-def _face_measure(store: ModelStore) -> FaceMeasure:
-    import numpy as np
-
-    from keyface.models.face_measure import FaceMeasure
-    from keyface.pipeline import canonical_face as canonical
-
-    rigid = canonical.RIGID_INDEX
-    return FaceMeasure(
-        store.path("face_mesh"),
-        store.path("face_blendshapes"),
-        {"mobilefacenet": store.path("mobilefacenet")},
-        np.column_stack([rigid, canonical.RIGID_WEIGHT, canonical.CANONICAL_XYZ[rigid]]),
-    )
-
-
-def _may_compile(args: argparse.Namespace) -> bool:
-    """Fused kernels need a C++ compiler; without one, says so and goes on more slowly."""
-    if args.no_compile:
-        return False
-    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        return True
-    logging.getLogger("keyface").warning("no C++ compiler found: training in float32 without fused kernels")
-    return False
 
 
 def _advance(bar: Any, n: int) -> None:
