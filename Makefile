@@ -49,6 +49,7 @@ $(TEST_STAMP): | $(BIN)/python
 	@echo '== installing keyface and what its tests need into $(VENV)'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[test,openvino]'
 	@BIN='$(BIN)' TORCH='$(TORCH)' bash tests/install_torch.sh
+	@bash tests/install_media_servers.sh
 	@rm -f $(VENV)/.keyface-app-* $(VENV)/.keyface-test-*
 	@touch '$(APP_STAMP)' '$@'
 

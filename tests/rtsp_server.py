@@ -35,7 +35,7 @@ def why_no_server() -> str:
     except OSError:
         return f"no RTSP server to test with: there is no {SYSTEM_PYTHON}"
     if done.returncode:
-        return "no RTSP server to test with: run tests/install_rtsp_server.sh (Debian, Ubuntu)"
+        return "no RTSP server to test with: run tests/install_media_servers.sh (Debian, Ubuntu)"
     return ""
 
 
