@@ -78,7 +78,7 @@ class LiveControls:
         self._waiting: Key | None = None
         self._is_rotating = False
         self._rotations = self._changes = 0
-        self._wants_end = False
+        self._wants_end = self._is_closed = False
 
     @property
     def mode(self) -> Mode:
@@ -150,14 +150,17 @@ class LiveControls:
         """Asks for a rotation to `key`, which is owned by the controls until it is taken. A key that still
         waits is wiped and forgotten: the last one asked for counts. After `close` it is wiped at once."""
         with self._lock:
-            replaced, self._waiting = self._waiting, key
-            self._is_rotating = True
+            unwanted = key
+            if not self._is_closed:
+                unwanted, self._waiting = self._waiting or key, key
+                self._is_rotating = True
+            is_kept = self._waiting is unwanted
             self._changes += 1
-        if replaced is not None and replaced is not key:
-            replaced.close()
+        if not is_kept:
+            unwanted.close()
 
     def take_key(self) -> Key | None:
-        """The key asked for, once; the caller owns it then. Calls `confirm_key` when it is in use."""
+        """The key asked for, once; the caller owns it then, and calls `confirm_key` when it is in use."""
         with self._lock:
             key, self._waiting = self._waiting, None
             return key
@@ -193,7 +196,9 @@ class LiveControls:
 
     def close(self) -> None:
         """Wipes a key that nobody took. May be called again."""
-        key = self.take_key()
+        with self._lock:
+            key, self._waiting = self._waiting, None
+            self._is_closed = True
         if key is not None:
             key.close()
 

@@ -67,7 +67,7 @@ def test_the_command_streams_a_file(
     assert summary["ending"] == "source_ended" and summary["frames_in"] == 60
     assert summary["sinks"] == ["null", str(out)] and summary["size_wh"] == [96, 64]
     assert summary["redacted_frames"] == summary["frames_out"] and summary["age"]["count"]
-    assert " in " in err and " age " in err and "dropped" in err
+    assert " in " in err and " latency " in err and "dropped" in err
     assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"]
     assert fake_networks[0]["key"] == Key.load(key).fingerprint
     assert fake_networks[0]["analyse"].detect_every == 1 and fake_networks[0]["identity"].min_looks > 1
