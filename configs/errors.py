@@ -6,6 +6,9 @@
     |   +-- BookError                  identity book missing, damaged, or made under another key
     +-- ModelStoreError       exit 4   weights missing, offline, hash mismatch
     +-- EngineError           exit 5   a back-end missing, or an output of wrong shape or not finite
+    |   +-- DeviceError                a graphics card, its driver or its library that cannot be used
+    |       +-- DeviceMemoryError      the card has too little free memory
+    |       +-- DeviceLostError        the card went away, or its context is broken
     +-- MediaError            exit 6   a source that cannot be read, a sink that cannot be written
     |   +-- SourceError
     |   +-- SinkError
@@ -60,6 +63,18 @@ class EngineError(KeyfaceError):
     """An inference back-end is missing or gave outputs of wrong shape or that are not finite."""
 
     exit_code = 5
+
+
+class DeviceError(EngineError):
+    """A graphics card, its driver or its library is missing, too old or failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The card has too little free memory for what was asked."""
+
+
+class DeviceLostError(DeviceError):
+    """The card went away or its context is broken: nothing more can be run on it in this process."""
 
 
 class MediaError(KeyfaceError):

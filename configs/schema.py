@@ -19,8 +19,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from keyface.configs.errors import UsageError
 
-BackendName = Literal["auto", "onnxruntime", "openvino", "litert"]
-Precision = Literal["f32", "bf16"]
+BackendName = Literal[
+    "auto", "onnxruntime", "openvino", "litert", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"
+]
+Precision = Literal["f32", "bf16", "f16"]
 
 T = TypeVar("T")
 

@@ -96,6 +96,13 @@ def _mapping(inputs: Mapping[str, Path], output: Path) -> None:
     onnx.save(generator_onnx.mapping(layers), str(output))
 
 
+def _from_tflite(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.tflite_onnx import build_from_tflite
+
+    build_from_tflite(inputs, output)
+
+
+BUILDERS["from_tflite"] = _from_tflite
 BUILDERS["synthesis_256"] = _synthesis_256
 BUILDERS["synthesis_1024"] = _synthesis_1024
 BUILDERS["mapping"] = _mapping

@@ -62,7 +62,7 @@ def time_models(
     """
     for name, path in files.items():
         for backend in BACKENDS.values():
-            if path.suffix not in backend.suffixes or not backend.is_installed:
+            if path.suffix not in backend.suffixes or not backend.is_usable or backend.is_gpu:
                 continue
             for precision in backend.precisions:
                 for count in threads:

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from keyface.configs.errors import EngineError
 from keyface.configs.schema import BackendName, EngineOptions, Precision
@@ -21,6 +22,10 @@ from keyface.engines.engine import Engine
 def _always(precision: Precision) -> bool:
     del precision
     return True
+
+
+def _no_reason() -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Backend:
         precisions: what it can compute in, given a processor that can.
         open: opens a file on the calling thread.
         computes_in: whether this machine's processor can, too; may import the module.
+        why_not: why it cannot be used although the module is there; empty when it can. May import it.
+        is_gpu: it runs on a graphics card.
     """
 
     name: str
@@ -55,6 +62,13 @@ class Backend:
     precisions: tuple[Precision, ...]
     open: Callable[[OpenRequest], Engine]
     computes_in: Callable[[Precision], bool] = _always
+    why_not: Callable[[], str] = _no_reason
+    is_gpu: bool = False
+
+    @property
+    def is_usable(self) -> bool:
+        """True when it is installed and, as far as can be told without a card, can be used."""
+        return self.is_installed and not self.why_not()
 
     @property
     def is_installed(self) -> bool:
@@ -104,6 +118,10 @@ def _open_litert(request: OpenRequest) -> Engine:
 
 
 BACKENDS: dict[str, Backend] = {}
+_TENSORRT: dict[Literal["tensorrt", "tensorrt_rtx"], str] = {
+    "tensorrt": "pip install tensorrt 'keyface[gpu]'",
+    "tensorrt_rtx": "pip install 'keyface[gpu]'",
+}
 
 
 def register_backend(backend: Backend) -> None:
@@ -123,6 +141,46 @@ register_backend(
 register_backend(
     Backend("litert", (".tflite",), "ai_edge_litert", "pip install keyface", ("f32",), _open_litert)
 )
+
+
+def _open_tensorrt(flavour: Literal["tensorrt", "tensorrt_rtx"]) -> Callable[[OpenRequest], Engine]:
+    def open_it(request: OpenRequest) -> Engine:
+        from keyface.engines.gpu_open import open_tensorrt
+
+        return open_tensorrt(request.path, request.name, request.precision, flavour)
+
+    return open_it
+
+
+def _open_onnxruntime_cuda(request: OpenRequest) -> Engine:
+    from keyface.engines.ort_cuda import OrtCudaEngine
+
+    return OrtCudaEngine(request.path, name=request.name)
+
+
+def _why_not_onnxruntime_cuda() -> str:
+    from keyface.engines.ort_cuda import why_not
+
+    return why_not()
+
+
+def _why_no_card() -> str:
+    from keyface.engines.device_memory import device_libraries
+
+    return "" if device_libraries() else "neither cuda-python nor pycuda is installed"
+
+
+for _flavour, _install in _TENSORRT.items():
+    register_backend(
+        Backend(
+            _flavour, (".onnx",), _flavour, _install, ("f32", "f16"), _open_tensorrt(_flavour),
+            why_not=_why_no_card, is_gpu=True,
+        )
+    )  # fmt: skip
+register_backend(
+    Backend("onnxruntime_cuda", (".onnx",), "onnxruntime", "pip install onnxruntime-gpu", ("f32",),
+            _open_onnxruntime_cuda, why_not=_why_not_onnxruntime_cuda, is_gpu=True)
+)  # fmt: skip
 
 
 def open_engine(
@@ -186,7 +244,7 @@ def _choose(path: Path, name: str, backend: str, options: EngineOptions) -> Back
         return _named(backend, path, name)
     wished = options.backends.get(name, ())
     for candidate in wished:
-        if candidate in BACKENDS and BACKENDS[candidate].is_installed:
+        if candidate in BACKENDS and BACKENDS[candidate].is_usable:
             return _named(candidate, path, name)
     return _named(readers[0].name if not wished else wished[-1], path, name)
 
@@ -202,4 +260,6 @@ def _named(backend: str, path: Path, name: str) -> Backend:
         )
     if not found.is_installed:
         raise EngineError(f"back-end {backend} is not installed.", f"Install it: {found.install}")
+    if reason := found.why_not():
+        raise EngineError(f"back-end {backend} cannot be used: {reason}.", f"Install it: {found.install}")
     return found

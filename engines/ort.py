@@ -39,6 +39,7 @@ class OrtEngine(CheckedEngine):
     """
 
     backend = "onnxruntime"
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class OrtEngine(CheckedEngine):
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(model, options, providers=list(self.providers))
         except Exception as error:  # its errors have no common base
             raise EngineError(
                 f"{name} cannot be opened by ONNX Runtime: {str(error).strip()[:300]}",
