@@ -50,6 +50,7 @@ $(TEST_STAMP): | $(BIN)/python
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[test,openvino]'
 	@BIN='$(BIN)' TORCH='$(TORCH)' bash tests/install_torch.sh
 	@bash tests/install_media_servers.sh
+	@bash tests/install_browser.sh
 	@rm -f $(VENV)/.keyface-app-* $(VENV)/.keyface-test-*
 	@touch '$(APP_STAMP)' '$@'
 

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,17 @@ import cv2
 import numpy as np
 import pytest
 
+# The pipe is expected at the file descriptors 3 and 4, which may be in use by now.
+PUT_IN_PLACE = """
+import os, sys
+for number, now in ((3, os.dup(os.dup(int(sys.argv[1])))), (4, os.dup(os.dup(int(sys.argv[2]))))):
+    os.dup2(now, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+FLAGS = (
+    "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+    "--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--mute-audio",
+)  # fmt: skip
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
@@ -27,12 +39,9 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         there, self._out = os.pipe()
         self._in, back = os.pipe()
-        flags = (
-            "--headless --remote-debugging-pipe --no-sandbox --disable-gpu --disable-dev-shm-usage "
-            "--no-first-run --no-default-browser-check --disable-background-networking --mute-audio"
-        )
+        flags = [*FLAGS, f"--user-data-dir={profile}"]
         self._program = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" {flags} "--user-data-dir=$1" 3<&{there} 4>&{back}', program, str(profile)],
+            [sys.executable, "-IS", "-c", PUT_IN_PLACE, str(there), str(back), program, *flags],
             pass_fds=(there, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(there)
@@ -41,6 +50,13 @@ class Browser:
         self._buffer = b""
         self._session = ""
         self.complaints: list[str] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -135,7 +151,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     """A browser, or a skipped test where there is none."""
     found = [path for path in map(shutil.which, NAMES) if path]
     if not found:
-        pytest.skip("no Chromium: on Debian, apt install chromium-headless-shell")
+        pytest.skip("no Chromium: run tests/install_browser.sh (Debian, Ubuntu)")
     browser = Browser(found[0], profile)
     try:
         yield browser
