@@ -58,6 +58,10 @@ class SceneGuard:
         self._is_settled = False
         self._last: tuple[float, tuple[int, ...]] | None = None
 
+    def doubt(self) -> None:
+        """A frame could not be analysed: it may have been the first of a scene."""
+        self._last = None
+
     def apply(self, analysed: AnalysedFrame) -> AnalysedFrame:
         """Call on each frame, in order."""
         now_s, shape = analysed.frame.pts_s, analysed.frame.image_rgb.shape
@@ -104,7 +108,12 @@ class LiveAnalysis:
         if self._analyser is not None:
             self._analyser.detect_every = max(self._least_every, step.detect_every)
             self._analyser.detect_scale = step.detect_scale
-        return self._guard.apply(self._stage.process(item))
+        try:
+            analysed = self._stage.process(item)
+        except Exception:
+            self._guard.doubt()
+            raise
+        return self._guard.apply(analysed)
 
     def close(self) -> None:
         """Closes the analysis."""
