@@ -111,8 +111,8 @@ def _recogniser(
     fields = ("far_0_1_percent", "equal_error", "equal_error_rate", "true_accepts")
     training = {"is_used_in_training"} if with_training else set()
     _keys(row, {*fields, *training}, f"{where}: recogniser {name!r}")
-    values = (float(row[key]) for key in fields)
-    return RecogniserThresholds(name, *values, is_used_in_training=bool(row.get("is_used_in_training")))
+    rates = [float(row[key]) for key in fields]
+    return RecogniserThresholds(name, *rates[:4], bool(row.get("is_used_in_training", False)))
 
 
 def _target(name: str, row: dict[str, Any], where: str) -> Target:

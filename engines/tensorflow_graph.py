@@ -43,7 +43,8 @@ class GraphNode:
     def tensor(self) -> npt.NDArray[Any]:
         """The value of a constant."""
         shape: list[int] = []
-        kind, content, single = 1, b"", []
+        kind, content = 1, b""
+        single: list[float] = []
         for number, value in _fields(_only(self.raw["value"], 8)):
             if number == 1:
                 kind = value

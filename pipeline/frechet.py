@@ -34,4 +34,6 @@ def frechet_distance(first: F64, second: F64) -> float:
 
 def _short(centred: F64) -> F64:
     """A matrix of at most D rows with the same X'X, so that the product to decompose is small."""
-    return np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+    if len(centred) <= centred.shape[1]:
+        return centred
+    return np.asarray(np.linalg.qr(centred, mode="r"), np.float64)

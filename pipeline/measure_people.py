@@ -23,7 +23,7 @@ from keyface.pipeline.partial import PartialFile
 from keyface.pipeline.photo import read_photo
 
 MEASURES_FOLDER = "measures"
-_VERSION = 1
+_VERSION = 2
 _MIN_OVERLAP = 0.3  # IoU of a face in both photos
 _CUT_SCALE, _CUT_PX, _INCEPTION_PX = 1.3, 128, 299
 
@@ -34,7 +34,7 @@ class Embeds(Protocol):
     @property
     def name(self) -> str: ...
 
-    def embed(self, image_rgb: ImageRgb, points_5: F32) -> F32: ...
+    def embed(self, image_rgb: ImageRgb, face: Detection) -> F32: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _look(
         is_found=is_found,
         box_xyxy=face.box_xyxy.astype(np.float32),
         points_5=face.points_5.astype(np.float32),
-        embeddings={r.name: r.embed(image_rgb, face.points_5) for r in eyes.recognisers},
+        embeddings={r.name: r.embed(image_rgb, face) for r in eyes.recognisers},
         pose_ypr_deg=None if mesh is None else mesh.pose_ypr_deg,
         blendshapes=None if mesh is None else mesh.blendshapes,
         features=features,

@@ -7,7 +7,7 @@ takes it for; two photos match when their cosine reaches the recogniser's thresh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from keyface.configs.evaluation import RecogniserThresholds
 from keyface.pipeline.evaluation_keys import KEY_LENGTHS, OWN, RECOVERED, SHARED, bits_condition
 from keyface.pipeline.frechet import frechet_distance
 from keyface.pipeline.measure_motion import EXPRESSIONS
+from keyface.pipeline.people_attacks import Recovery, measure_recovery
 from keyface.pipeline.people_table import Mask, PeopleTable, View
 from keyface.pipeline.unlinkability import Unlinkability, unlinkability
 from keyface.pipeline.verification import (
@@ -61,7 +62,8 @@ class PeopleFigures:
         photos, people: what was evaluated; mosaicked: photos whose face got no virtual face, by condition and
             reason.
         picture: figures that need no recogniser. identity: figures by recogniser. links: unlinkability by
-            recogniser. frechet: by condition and feature. key_lengths: by bits, recogniser and figure.
+            recogniser. recovery: by recogniser and
+            attack. frechet: by condition and feature. key_lengths: by bits, recogniser and figure.
     """
 
     photos: int
@@ -70,6 +72,7 @@ class PeopleFigures:
     picture: Mapping[str, Estimate]
     identity: Mapping[str, Mapping[str, Estimate]]
     links: Mapping[str, Unlinkability | None]
+    recovery: Mapping[str, Mapping[str, Recovery]]
     frechet: Mapping[str, Mapping[str, Frechet]]
     key_lengths: Mapping[int, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ def measure_figures(table: PeopleTable, judges: Mapping[str, RecogniserThreshold
         picture=_picture_figures(table),
         identity={name: _identity(table, name, limits) for name, limits in judges.items()},
         links={name: _links(table, name) for name in judges},
+        recovery={name: measure_recovery(table, name) for name in judges},
         frechet={
             c: {name: _frechet(table, view, name) for name in table.original.features}
             for c, view in both.items()
@@ -272,9 +276,8 @@ def _expression(table: PeopleTable, views: list[View]) -> Estimate:
     if not pairs:
         return Estimate(None, None, None, len(people), len(np.unique(people)))
 
-    def figure(weights: object) -> float:
-        (own,) = weights  # type: ignore[misc]
-        return float(np.mean([_correlation(before, after, own) for before, after in pairs]))
+    def figure(weights: Sequence[F64]) -> float:
+        return float(np.mean([_correlation(before, after, weights[0]) for before, after in pairs]))
 
     whose = Scores(np.zeros(len(people)), np.stack([people, people], 1))
     return estimate(figure, [whose], n_people=table.n_people)

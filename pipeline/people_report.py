@@ -10,6 +10,7 @@ from typing import Any
 from keyface.configs.evaluation import RecogniserThresholds, Target
 from keyface.configs.papers import PaperFigure, Papers
 from keyface.pipeline.evaluation import Verdict
+from keyface.pipeline.people_attacks import Recovery
 from keyface.pipeline.people_figures import Frechet, PeopleFigures
 from keyface.pipeline.unlinkability import Unlinkability
 from keyface.pipeline.verification import Estimate
@@ -96,6 +97,7 @@ def to_json(report: PeopleReport) -> dict[str, Any]:
                 "far_0_1_percent": judge.far_0_1_percent,
                 "figures": {key: _estimate_json(e) for key, e in figures.identity[name].items()},
                 "unlinkability": _links_json(figures.links[name]),
+                "recovery": {key: _recovery_json(r) for key, r in figures.recovery[name].items()},
             }
             for name, judge in report.judges.items()
         },
@@ -151,6 +153,18 @@ def _links_json(found: Unlinkability | None) -> dict[str, Any] | None:
     }
 
 
+def _recovery_json(found: Recovery) -> dict[str, Any]:
+    return {
+        "cosine": _round(found.cosine),
+        "chance": _round(found.chance),
+        "gain": _round(found.gain),
+        "rank_1": _round(found.rank_1),
+        "auc": _round(found.auc),
+        "fitted": found.fitted,
+        "tested": found.tested,
+    }
+
+
 def _frechet_json(found: Frechet) -> dict[str, Any]:
     return {
         "value": _round(found.value),
@@ -197,7 +211,13 @@ def to_markdown(report: PeopleReport) -> str:
     lines += ["", "## Pictures", "", "| figure | measured | papers, LFW |", "| --- | --- | --- |"]
     for key, found in figures.picture.items():
         lines.append(f"| {_MEANINGS.get(key, key)} | {_cell(found)} | {_beside(report.papers.beside(key))} |")
-    lines += [*_frechet_lines(report), *_key_lines(report), *_mosaic_lines(figures), ""]
+    lines += [
+        *_recovery_lines(report),
+        *_frechet_lines(report),
+        *_key_lines(report),
+        *_mosaic_lines(figures),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -216,6 +236,29 @@ def _verdict_lines(report: PeopleReport) -> list[str]:
         value = "-" if v.value is None else f"{v.value:.3f}"
         lines.append(f"| {v.target.meaning} | {value} | {v.target.wish} | {v.outcome} |")
     return lines
+
+
+def _recovery_lines(report: PeopleReport) -> list[str]:
+    rows = [
+        f"| {_mark(report, name)} | {key.replace('_', ' ')} | {r.cosine:.3f} | {r.chance:.3f} | {r.gain:.3f} | "
+        f"{r.rank_1:.3f} ({1 / r.tested:.3f}) | {r.auc:.3f} | {r.fitted} / {r.tested} |"
+        for name, attacks in report.figures.recovery.items()
+        for key, r in attacks.items()
+    ]
+    if not rows:
+        return []
+    return [
+        "",
+        "## A trained inverter",
+        "",
+        "From the virtual face's embedding to the original's, fitted on half of the people, tried on the others. No "
+        "key: pairs under other keys. Right key: pairs under that very key. Wrong key: fitted under one, tried "
+        "under others.",
+        "",
+        "| recogniser | attack | cosine | with others | gain | rank 1 (chance) | AUC | fitted / tried |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
 
 
 def _frechet_lines(report: PeopleReport) -> list[str]:

@@ -58,7 +58,8 @@ class View:
     def is_shown(self) -> Mask:
         """(N,) a face is to be seen, virtual or left as it was: all but mosaics."""
         missed = np.array([reason == MISSED for reason in self.reasons])
-        return self.is_there & (self.is_replaced | missed)
+        shown: Mask = self.is_there & (self.is_replaced | missed)
+        return shown
 
 
 class PeopleTable:

@@ -84,7 +84,7 @@ def _embed_all(eyes: PhotoEyes, folder: Path, paths: list[str]) -> dict[str, lis
         if found:
             middle = np.array([image.shape[1], image.shape[0]]) / 2
             best = max(found, key=lambda d: _centrality(d.box_xyxy, middle))
-            vectors[path] = [r.embed(image_rgb, best.points_5) for r in eyes.recognisers]
+            vectors[path] = [r.embed(image_rgb, best) for r in eyes.recognisers]
         if done % 500 == 0:
             print(f"{done}/{len(paths)}", file=sys.stderr)
     return vectors

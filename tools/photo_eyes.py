@@ -38,7 +38,7 @@ def open_photo_eyes(
             for name in names
         }
         recognisers = [
-            _recogniser(store.manifest[name], engines[name], limit.far_0_1_percent)
+            _judge(store.manifest[name], engines[name], limit.far_0_1_percent)
             for name, limit in config.image_recognisers.items()
         ]
         landmarker = MediaPipeLandmarker(store.path(_LANDMARKER))
@@ -46,10 +46,10 @@ def open_photo_eyes(
         yield PhotoEyes(Scrfd(engines[_DETECTOR]), recognisers, landmarker, engines.get(_INCEPTION)), config
 
 
-def _recogniser(entry: ModelEntry, engine: Engine, threshold: float) -> Embeds:
-    from keyface.pipeline.measure_facenet import FaceNetRecogniser
+def _judge(entry: ModelEntry, engine: Engine, threshold: float) -> Embeds:
     from keyface.pipeline.measure_faces import Recogniser
+    from keyface.pipeline.photo_judges import FaceNetJudge, PointsJudge
 
-    kind = FaceNetRecogniser if entry.name == "facenet" else Recogniser
-    mean, std = entry.mean or (0.0,) * 3, entry.std or (1.0,) * 3
-    return kind(entry.name, engine, mean, std, threshold)
+    if entry.name == "facenet":
+        return FaceNetJudge(entry.name, engine, entry.mean, entry.std)
+    return PointsJudge(Recogniser(entry.name, engine, entry.mean, entry.std, threshold))
