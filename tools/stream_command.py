@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "which it is detected, not before.",
         epilog="Ctrl-C and SIGTERM end the stream; recordings are complete then. Passwords in URLs are "
         "never printed, but other users of this machine can see command lines: give such a URL with "
-        "--source-env or --source-file.",
+        "--source-env or --source-file, or in a --config file that only you can read.",
     )
     add_flags(parser)
     parser.set_defaults(run=run, flags=Flags(parser))

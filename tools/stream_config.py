@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from keyface.configs.errors import UsageError
 
 # Of these, one that the command line names takes the place of all that the file names.
 _RIVALS = (("source", "source_env", "source_file"), ("width", "height"))
+# Of a URL, what may be secret: a user, a query, and the path of a service that takes streams.
+_SECRET = re.compile(r"://[^\s\"']*[@?]|\b(rtmps?|srt)://[^\s\"'/]+/.")
 _NOT_IN_FILES = {"help", "config"}
 
 
@@ -82,12 +85,10 @@ def config_warnings(file: Path) -> tuple[str, ...]:
     """A sentence when a file that holds a password can be read by other users."""
     if os.name != "posix" or not stat.S_IMODE(file.stat().st_mode) & 0o044:
         return ()
-    lines = file.read_text("utf-8").splitlines()
-    has_password = any("://" in line and "@" in line.split("://", 1)[1] for line in lines)
-    if not has_password:
+    if not _SECRET.search(file.read_text("utf-8")):
         return ()
     return (
-        f"'{file}' holds a URL with a password and can be read by other users: run `chmod 600 '{file}'`.",
+        f"'{file}' may hold a password in a URL and can be read by other users: run `chmod 600 '{file}'`.",
     )
 
 
