@@ -144,7 +144,8 @@ def url_settings(scheme: str, options: LiveSourceOptions, *, is_known: bool = Fa
         settings["fpsprobesize"] = "0"
     wait = str(round(max(options.open_timeout_s, options.silence_s) * 1e6))
     if family != "rtsp":
-        return {**settings, "rw_timeout": wait, **({"live_start_index": "-1"} if family == "http" else {})}
+        # HLS: the last segment but one, since from the last one each next would be waited for.
+        return {**settings, "rw_timeout": wait, **({"live_start_index": "-2"} if family == "http" else {})}
     return {
         **settings,
         "rtsp_transport": options.rtsp_transport,

@@ -31,7 +31,7 @@ _POLL_S = 0.004  # between two looks at a camera that has no new frame
 _WINDOW_S = 600.0  # long against slow growth, short against the drift of two clocks
 _GRACE_S, _GIVE_UP_S = 0.5, 3.0  # of being behind before packets are passed over, and before that is given up
 _JUMP_S = 10.0
-_LATE_S = 0.3  # a recording that is later than this goes on from where it is
+_LATE_S = 0.1  # a recording that is later than this goes on from where it is
 _IN_SEGMENTS = frozenset({"hls", "dash"})
 _STAMPED = frozenset({"rtsp", "flv", "live_flv", "mpegts"})  # with stamps of the source's own
 # Decoders that, told to give up on errors, report damage and still deliver the frame. Others lose it.
@@ -104,14 +104,21 @@ class Connection:
                     self._check_size(frame)
                     if self._pace is not None and self._pace.wait(frame.time):
                         return
-                    if self._sound is not None:
-                        self._sound.see_picture(frame.time, time.monotonic())
+                    self._set_clock_of_sound(frame)
                     yield Picture(self._upright(frame), None, is_suspect)
                     last_s = time.monotonic()
             elif self._sound is not None and packet.stream is self._sound_stream:
                 self._sound.hear(packet, now_s)
             if time.monotonic() - last_s > self._silence_s:
                 raise SourceError(f"{self._address.label} sends data without a picture.", "Check the source.")
+
+    def _set_clock_of_sound(self, frame: Any) -> None:
+        if self._sound is None:
+            return
+        if self._pace is not None and self._pace.shift_s is not None:
+            self._sound.know_clock(self._pace.shift_s)
+        else:
+            self._sound.see_picture(frame.time, time.monotonic())
 
     def _packets(self) -> Iterator[Any]:
         """Packets of all streams, so that none of them can hide that the others fell silent."""
@@ -249,17 +256,21 @@ class _Backlog:
 
 
 class _Pace:
-    """Shows pictures as far apart as their stamps are."""
+    """Shows pictures as far apart as their stamps are.
+
+    Attributes:
+        shift_s: of `time.monotonic()` against the stamps, None before the first.
+    """
 
     def __init__(self, is_stopped: threading.Event) -> None:
         self._is_stopped = is_stopped
-        self._began_s: float | None = None
+        self.shift_s: float | None = None
 
     def wait(self, stamp_s: float | None) -> bool:
         """Waits until it is time for the picture; True when stopped."""
         now_s = time.monotonic()
         if stamp_s is None:
             return self._is_stopped.is_set()
-        if self._began_s is None or not -_LATE_S < self._began_s + stamp_s - now_s < _JUMP_S:
-            self._began_s = now_s - stamp_s
-        return self._is_stopped.wait(max(0.0, self._began_s + stamp_s - now_s))
+        if self.shift_s is None or not -_LATE_S < self.shift_s + stamp_s - now_s < _JUMP_S:
+            self.shift_s = now_s - stamp_s
+        return self._is_stopped.wait(max(0.0, self.shift_s + stamp_s - now_s))

@@ -62,6 +62,10 @@ class SoundFeed:
         else:
             self._ours_minus_theirs_s = min(seen_s, known_s + _SLOWER * (seen_s - known_s))
 
+    def know_clock(self, ours_minus_theirs_s: float) -> None:
+        """The pictures are shown by the source's own clock, at that distance from `time.monotonic()`."""
+        self._ours_minus_theirs_s, self._unsettled_s = ours_minus_theirs_s, 0.0
+
     def hear(self, packet: Any, now_s: float) -> None:
         """A packet of sound arrived. What is damaged, or comes before the clock is known, is left out."""
         origin_s, shift_s = self._origin_s(), self._ours_minus_theirs_s
