@@ -244,7 +244,10 @@ def _source_options(args: argparse.Namespace) -> Any:
     if (args.width is None) != (args.height is None):
         raise UsageError("--width and --height belong together.", "Give both or none.")
     size_wh = None if args.width is None else (args.width, args.height)
-    return LiveSourceOptions(size_wh=size_wh, fps=args.fps, is_looped=args.loop, with_audio=args.audio)
+    return LiveSourceOptions(
+        size_wh=size_wh, fps=args.fps, camera_format=args.camera_format, is_looped=args.loop,
+        with_audio=args.audio, rtsp_transport=args.rtsp_transport,
+    )  # fmt: skip
 
 
 def _check_targets(address: SourceAddress, sinks: list[LiveSink]) -> None:

@@ -15,7 +15,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds all of them."""
     parser.add_argument(
         "--source", metavar="SOURCE",
-        help="camera number or /dev/videoN, rtsp://, rtmp:// or http(s):// URL, video file, or 'test'",
+        help="camera number, /dev/videoN or camera:NAME, rtsp://, rtmp:// or http(s):// URL, video file, or "
+        "'test'",
     )  # fmt: skip
     parser.add_argument(
         "--source-env", metavar="NAME",
@@ -62,6 +63,14 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--width", type=int, metavar="PX", help="asked of a camera; others are scaled to it")
     what.add_argument("--height", type=int, metavar="PX", help="likewise; give both or none")
     what.add_argument("--fps", type=float, help="asked of a camera, and of the test pattern")
+    what.add_argument(
+        "--camera-format", metavar="NAME",
+        help="asked of a camera, by libav's name: mjpeg, yuyv422, nv12, ... (default: its own choice)",
+    )  # fmt: skip
+    what.add_argument(
+        "--rtsp-transport", choices=("tcp", "udp"), default="tcp",
+        help="how an RTSP source sends: udp loses packets where tcp waits for them (default: tcp)",
+    )  # fmt: skip
     what.add_argument("--duration", type=float, metavar="S", help="end after that much of the stream")
     what.add_argument("--loop", action=_SWITCH, default=False, help="begin a file again at its end")
     what.add_argument("--force", action=_SWITCH, default=False, help="replace existing recordings")
