@@ -11,14 +11,16 @@ import contextlib
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 
+from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.live_sink_encode import LiveCoding
 from keyface.pipeline.live_sink_recording import FileSink
-from keyface.pipeline.partial import PartialFile
+from keyface.pipeline.partial import PartialFile, sink_error
 
 SEGMENT_S = 2
 
@@ -39,6 +41,12 @@ class HlsSink(FileSink):
         super().__init__(playlist, LiveCoding(key_every_s=SEGMENT_S))
         self._keep_s = keep_s
 
+    def write(self, frame: SafeFrame) -> None:
+        """Encodes one frame. Raises SinkError also for what libav's muxer keeps to itself."""
+        super().write(frame)
+        if self._failure is not None:
+            raise self._failure
+
     def finish(self, *, is_complete: bool) -> None:
         """Marks the playlist of a complete recording as ended; removes segments that are not whole.
 
@@ -48,9 +56,8 @@ class HlsSink(FileSink):
         tracks, self._tracks = self._tracks, None
         if tracks is None:
             return
-        for torn in segments_of(self._path):
-            if torn.suffix == ".tmp":
-                torn.unlink(missing_ok=True)
+        if self._failure is not None or not is_complete:
+            self._remove_unlisted()
         if not is_complete:
             return
         if self._failure is not None:
@@ -71,7 +78,63 @@ class HlsSink(FileSink):
         else:
             n = max(2, math.ceil(self._keep_s / SEGMENT_S))
             options |= {"hls_list_size": str(n), "hls_flags": f"{_FLAGS}+delete_segments"}
-        return av.open(str(self._path.absolute()), "w", format="hls", container_options=options)
+        name = str(self._path.absolute())
+        return av.open(name, "w", format="hls", container_options=options, io_open=self._open_part)
+
+    def _open_part(self, name: str, flags: int, options: dict[str, str]) -> _Part:
+        """A segment or a playlist. After a failure it leads nowhere, so that no playlist names a torn segment."""
+        return _Part(None if self._failure is not None else name, self._fail)
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = self._failure or sink_error(self._path, error)
+
+    def _remove_unlisted(self) -> None:
+        listed: set[str] = set()
+        with contextlib.suppress(OSError):
+            listed = set(self._path.read_text("utf-8").split("\n"))
+        for segment in segments_of(self._path):
+            if segment.name not in listed:
+                segment.unlink(missing_ok=True)
+
+
+class _Part:
+    """A file for libav's muxer for HLS, which does not tell that the disk refuses: this one does.
+
+    It raises nothing, since libav could not pass it on.
+
+    Args:
+        name: of the file; None: what is written is forgotten.
+        on_failure: told what the system said.
+    """
+
+    def __init__(self, name: str | None, on_failure: Callable[[OSError], None]) -> None:
+        self._on_failure = on_failure
+        self._handle: int | None = None
+        if name is not None:
+            with self._told():
+                self._handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def write(self, data: bytes) -> int:
+        """Takes all of it."""
+        rest = memoryview(data)
+        with self._told():
+            while rest and self._handle is not None:
+                rest = rest[os.write(self._handle, rest) :]
+        return len(data)
+
+    def close(self) -> None:
+        """Ends the file."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with self._told():
+                os.close(handle)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._on_failure(error)
 
 
 def segments_of(playlist: Path) -> list[Path]:

@@ -21,8 +21,9 @@ from keyface.pipeline.live_sink import checked_pixels
 from keyface.pipeline.live_sink_encode import LiveCoding, LiveTracks
 from keyface.pipeline.partial import PartialFile, sink_error
 
-# Fragments until the end, when they become one ordinary file; bit-exact keeps the muxer's version out of it.
-_MUXER = {"movflags": "+hybrid_fragmented+delay_moov", "fflags": "+bitexact"}
+# Fragments until the end, when they become one ordinary file. Each goes to the system as soon as it is whole.
+# Bit-exact keeps the muxer's version out of the file.
+_MUXER = {"movflags": "+hybrid_fragmented+delay_moov", "flush_packets": "1", "fflags": "+bitexact"}
 _LEAST_BYTES = 1024  # less is a header that nothing can be played from
 
 
@@ -86,17 +87,21 @@ class FileSink(ABC):
                 self._tracks.write_sound(piece)
 
     def close(self) -> None:
-        """Writes what is delayed and ends the container; also after a failure, as far as that goes."""
+        """Writes what is delayed and ends the container; also after a failure, as far as that goes.
+
+        Raises:
+            SinkError: the first failure.
+        """
         container, self._container = self._container, None
         if container is None:
             return
-        try:
-            if self._failure is None and self._tracks is not None:
-                with self._guarded():
-                    self._tracks.finish()
-        finally:
-            with self._guarded():
-                container.close()
+        if self._failure is None and self._tracks is not None:
+            with contextlib.suppress(SinkError), self._guarded():
+                self._tracks.finish()
+        with contextlib.suppress(SinkError), self._guarded():
+            container.close()
+        if self._failure is not None:
+            raise self._failure
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
