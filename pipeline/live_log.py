@@ -118,7 +118,7 @@ def figures(report: LiveReport, rates: Rates) -> dict[str, Any]:
         "replaced": report.replaced, "redacted_frames": report.redacted_frames,
         "redacted": report.redacted, "slates": report.slates, "reconnects": report.reconnects,
         "age_p50_ms": round(report.age.p50_ms, 1), "age_p95_ms": round(report.age.p95_ms, 1),
-        "faults": report.faults,
+        "faults": report.faults, "quality": report.quality, "rotations": report.rotations,
         "sinks": [
             {"kind": sink_kind(sink.name), "state": sink.state, "written": sink.written,
              "dropped": sink.dropped}

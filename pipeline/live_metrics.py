@@ -27,6 +27,7 @@ _COUNTERS = (
     ("frames_mosaicked", "Frames with at least one mosaic.", "redacted_frames"),
     ("people", "Tracks of faces that were seen.", "people"),
     ("slates", "Pictures that said why there was none.", "slates"),
+    ("quality_changes", "Times that the quality changed by itself.", "quality_changes"),
     ("reconnects", "Times that the source came back.", "reconnects"),
 )
 
@@ -91,6 +92,7 @@ class _Collector:
     def _counts(self, report: LiveReport) -> Iterator[Any]:
         yield self._gauge("uptime_seconds", "Since the start.", report.wall_s)
         yield self._gauge("faces", "In the last frame shown.", report.faces)
+        yield self._gauge("quality_step", "0 is the best.", report.quality)
         for name, text, attribute in _COUNTERS:
             yield self._counter(name, text, getattr(report, attribute))
         mosaics = self._core.CounterMetricFamily(

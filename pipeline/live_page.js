@@ -77,6 +77,8 @@ function showControls() {
       quality.add(new Option(name, String(step)));
     }
   }
+  const step = state.report ? state.report.quality : 0;
+  quality.options[0].textContent = step ? `Quality: auto, now ${step}` : "Quality: auto";
   if (document.activeElement !== quality) {
     quality.value = controls.quality === null ? "" : String(controls.quality);
   }

@@ -52,7 +52,7 @@ def report_of(**changes: Any) -> LiveReport:
         "state": "live", "wall_s": 20.0, "stream_s": 19.0, "frames_in": 500, "frames_out": 480,
         "dropped": 17, "fps_in": 26.3, "fps_out": 25.2, "faces": 2, "people": 3, "replaced": 900,
         "redacted_frames": 11, "redacted": {"predicted_only": 7, "too_small": 4}, "slates": 5,
-        "reconnects": 1, "age": StageTimes(480, 60.0, 90.0, 120.0, 30.0), "faults": {"reenact": 2},
+        "reconnects": 1, "quality": 3, "age": StageTimes(480, 60.0, 90.0, 120.0, 30.0), "faults": {"reenact": 2},
         "stages": {"source": StageTimes(500, 1.0, 2.0, 3.0, 0.5), "reenact": StageTimes(480, 30.0, 44.0, 60.0, 15.0)},
         "first_output_s": 0.9,
         "outputs": (

@@ -44,6 +44,7 @@ def test_a_scrape_holds_the_figures() -> None:
         ("keyface_frames_shown_total", ()): 480,
         ("keyface_frames_dropped_total", ()): 17,
         ("keyface_faces", ()): 2,
+        ("keyface_quality_step", ()): 3,
         ("keyface_frames_mosaicked_total", ()): 11,
         ("keyface_mosaics_total", (("reason", "too_small"),)): 4,
         ("keyface_reconnects_total", ()): 1,

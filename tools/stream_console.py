@@ -62,7 +62,7 @@ class ConsoleLine:
             f"{report.wall_s:7.1f} s  {report.state:8}  in {rates.fps_in:4.1f} fps  out {rates.fps_out:4.1f} fps"
             f"  latency {report.age.p50_ms:.0f}/{report.age.p95_ms:.0f} ms  dropped {report.dropped}"
             f"  faces {report.faces}  mosaics {report.redacted_frames}  reconnects {report.reconnects}"
-            f"{_MODES[self._board.controls.mode]}"
+            f"{f'  quality {report.quality}' if report.quality else ''}{_MODES[self._board.controls.mode]}"
         )
 
 
