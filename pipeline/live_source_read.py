@@ -31,6 +31,7 @@ _POLL_S = 0.004  # between two looks at a camera that has no new frame
 _WINDOW_S = 600.0  # long against slow growth, short against the drift of two clocks
 _GRACE_S, _GIVE_UP_S = 0.5, 3.0  # of being behind before packets are passed over, and before that is given up
 _JUMP_S = 10.0
+_GAP = 1.7  # of the usual distance of two pictures
 _LATE_S = 0.1  # a recording that is later than this goes on from where it is
 _IN_SEGMENTS = frozenset({"hls", "dash"})
 _STAMPED = frozenset({"rtsp", "flv", "live_flv", "mpegts"})  # with stamps of the source's own
@@ -78,6 +79,8 @@ class Connection:
         self._pace = _Pace(is_stopped) if in_segments or self.is_recording else None
         is_stamped = container.format.name in _STAMPED and self._pace is None
         self._backlog = _Backlog(options.longest_backlog_s) if is_stamped else None
+        may_lose = container.format.name == "rtsp" and options.rtsp_transport == "udp"
+        self._gaps = _Gaps() if may_lose else None
         self._sound = sound
         self._sound_stream = None
         if sound is not None:
@@ -147,7 +150,10 @@ class Connection:
         if self._backlog is not None and self._backlog.must_skip(packet, now_s):
             self._status.skipped += 1
             return []
-        self._damage.send(packet, is_damaged=packet.is_corrupt or self._is_cut_off(packet))
+        is_damaged = packet.is_corrupt or self._is_cut_off(packet)
+        if self._gaps is not None and self._gaps.is_after(packet):
+            is_damaged = is_damaged or not packet.is_keyframe
+        self._damage.send(packet, is_damaged=is_damaged)
         try:
             frames = packet.decode()
         except MemoryError:
@@ -208,6 +214,25 @@ class _Damage:
         elif frame.key_frame and (frame.pts is None or self._until is None or frame.pts > self._until):
             self._is_suspect = False
         return self._is_suspect
+
+
+class _Gaps:
+    """Finds pictures that were lost on the way, where packets may be lost, by the distance of stamps. libav
+    repeats the picture before without a word, and what follows is drawn over that."""
+
+    def __init__(self) -> None:
+        self._steps: deque[int] = deque(maxlen=31)
+        self._last: int | None = None
+
+    def is_after(self, packet: Any) -> bool:
+        """True when something is missing between the packet before and this one."""
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        last, self._last = self._last, stamp
+        if stamp is None or last is None or stamp <= last:
+            return False
+        steps = sorted(self._steps)
+        self._steps.append(stamp - last)
+        return bool(steps) and stamp - last > _GAP * steps[len(steps) // 2]
 
 
 class _Backlog:

@@ -7,8 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -22,6 +24,7 @@ from keyface.configs.errors import SourceError, UsageError
 from keyface.pipeline import live_source_open
 from keyface.pipeline.live_address import SourceAddress, parse_source
 from keyface.pipeline.live_source import LiveSource, LiveSourceOptions, pattern_at
+from keyface.pipeline.live_source_read import _Gaps
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -319,3 +322,59 @@ def test_nothing_is_left_open(server: MjpegServer) -> None:
         reading.stop()
     time.sleep(0.2)
     assert n_open() <= before + 2
+
+
+# Damage.
+
+
+def sliced_stream(n_frames: int, lost: int) -> bytes:
+    """H.264 with two slices in each picture, without the second one of the picture `lost`."""
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 96, 64, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
+    encoder.options = {
+        "preset": "ultrafast", "tune": "zerolatency",
+        "x264-params": "slices=2:sliced-threads=0:threads=1:keyint=10:min-keyint=10:scenecut=0:annexb=1",
+    }  # fmt: skip
+    packets = []
+    for number in range(n_frames):
+        image = np.random.default_rng(number).integers(0, 256, (64, 96, 3), np.uint8)
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    units = [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+    assert len(units) == n_frames
+    units[lost] = units[lost][: units[lost].rindex(b"\0\0\1")]
+    return b"".join(units)
+
+
+def test_a_missing_slice_makes_pictures_suspect_up_to_the_next_key_frame() -> None:
+    body = sliced_stream(30, lost=13)
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: video/h264\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with mjpeg_server(lambda _: np.zeros((8, 8, 3), np.uint8)) as server:
+        server.answer = head + body
+        with Reading(url_source(server.url)) as reading:
+            reading.wait(lambda: reading.source.status.state == "lost")
+    suspect = [frame.is_suspect for frame in reading.frames[:29]]
+    assert suspect[:13] == [False] * 13
+    assert suspect[13:20] == [True] * 7
+    assert suspect[20:] == [False] * 9
+
+
+def test_a_picture_lost_on_the_way_is_known_by_the_gap() -> None:
+    """libav repeats the one before without a word, and what follows is drawn over that."""
+    gaps = _Gaps()
+    packets = [
+        SimpleNamespace(dts=90 * ms, pts=None, time_base=Fraction(1, 90_000)) for ms in range(0, 4000, 40)
+    ]
+    assert not any(gaps.is_after(packet) for packet in packets[:50])
+    assert gaps.is_after(packets[51])
+    assert not any(gaps.is_after(packet) for packet in packets[52:])
+
+
+def test_uneven_stamps_are_no_gaps() -> None:
+    gaps = _Gaps()
+    draw = np.random.default_rng(1)
+    stamps = (np.arange(200) * 33.3 + draw.uniform(-5, 5, 200)) * 90
+    packets = [SimpleNamespace(dts=int(at), pts=None, time_base=Fraction(1, 90_000)) for at in stamps]
+    assert not any(gaps.is_after(packet) for packet in packets)
