@@ -237,13 +237,15 @@ class Analyser:
 
     def _is_believable(self, mesh: FaceMesh, box_xyxy: F32, image_rgb: ImageRgb) -> bool:
         height, width = image_rgb.shape[:2]
+        if not np.isfinite(mesh.points_xyz).all():
+            return False
         return mesh.score >= self.options.min_presence and is_plausible(mesh, box_xyxy, (width, height))
 
     # ------------------------------------------------------------ detection
     def _detect(self, image_rgb: ImageRgb) -> None:
         detector, _ = self._parts()
         detector.input_scale = self.detect_scale
-        found = detector.detect(image_rgb, min_score=self.options.keep_score)
+        found = _usable(detector.detect(image_rgb, min_score=self.options.keep_score))
         pairs, newcomers = self._tracker.assign(found)
         for track, detection in pairs:
             self._confirm(track, detection, image_rgb)
@@ -262,7 +264,9 @@ class Analyser:
         detector, _ = self._parts()
         is_sure = detection.score >= self.options.sure_score
         if not is_sure:
-            near = detector.detect_near(image_rgb, detection.box_xyxy, min_score=self.options.near_score)
+            near = _usable(
+                detector.detect_near(image_rgb, detection.box_xyxy, min_score=self.options.near_score)
+            )
             closer = _best_overlap(detection.box_xyxy, near, self.options.confirm_iou)
             if closer is None and detection.score < self.options.doubt_score:
                 return
@@ -290,7 +294,7 @@ class Analyser:
         """Seeks a track's face in a closer cut-out; when it is not there the track is unseen."""
         detector, _ = self._parts()
         box = track.filter.box_xyxy
-        near = detector.detect_near(image_rgb, box, min_score=self.options.keep_score)
+        near = _usable(detector.detect_near(image_rgb, box, min_score=self.options.keep_score))
         found = _best_overlap(box, near, self.options.track.match_iou)
         if found is None:
             track.is_seen = False
@@ -309,6 +313,11 @@ class Analyser:
                 raise StageError("the analyse stage has no recogniser.")
             self._recogniser = self._open_recogniser()
         return self._recogniser.embed(image_rgb, detection.points_5)
+
+
+def _usable(detections: list[Detection]) -> list[Detection]:
+    """Those whose place is finite: one that is not would spoil a track for good."""
+    return [d for d in detections if np.isfinite(d.box_xyxy).all() and np.isfinite(d.points_5).all()]
 
 
 def _best_overlap(box_xyxy: F32, detections: list[Detection], min_iou: float) -> Detection | None:

@@ -49,7 +49,7 @@ _RATES: dict[FaultKind, tuple[float, int, int]] = {
     "quality": (250, 1, 1),
     "key": (1500, 1, 1),
 }
-_MOST_FRAMES_IN_NEW_SCENE = 11  # of missed detections, under 0.5 s at FPS
+_MOST_FRAMES_IN_NEW_SCENE = 23  # of missed detections, under 1 s at FPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,8 @@ def _advance(chance: random.Random, state: _State, begun: set[FaultKind], length
     if state.number >= lengths[state.clip]:
         state.number = 0
     state.pts_s += step_s
-    if is_new:
+    # A picture of noise is a scene of its own, and so is what follows it.
+    if is_new or "noise" in begun or "noise" in state.left:
         state.since_scene = 0
     most = max(0, _MOST_FRAMES_IN_NEW_SCENE - state.since_scene)
     for kind in ("missed_detections", "missed_everything", "one_face_missed"):

@@ -80,7 +80,7 @@ class LiveOptions:
     stage_timeout_s: float = 30.0
     max_faults_in_a_row: int = 300
     stop_timeout_s: float = 3.0
-    settle_s: float = 0.5
+    settle_s: float = 1.0
     quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:
