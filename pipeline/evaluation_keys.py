@@ -2,7 +2,7 @@
 
 Conditions, as IVFG section 5.3.1 names them: `shared` is Set B, one key for all people; `own` is Set A, a key
 for each person. `bits-N` is a key of N bits, expanded by HKDF, and `bits-N-flipped` the same with one bit
-turned over (KFAAR section VI-B, key length).
+turned over (KFAAR section VI-B, key length). `book` is the shared key with an identity book beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keyface.pipeline.key import KEY_BYTES, Key
 
 KeyLength = Literal[8, 128, 256]
 KEY_LENGTHS: tuple[KeyLength, ...] = get_args(KeyLength)
-SHARED, OWN, RECOVERED = "shared", "own", "recovered"
+SHARED, OWN, RECOVERED, BOOK = "shared", "own", "recovered", "book"
 
 
 class EvaluationKeys:
@@ -36,7 +36,7 @@ class EvaluationKeys:
         Raises:
             ValueError: there is no such condition.
         """
-        if condition == SHARED:
+        if condition in (SHARED, BOOK):
             return Key(self._master.derive("evaluation-shared/v1"))
         if condition in (OWN, RECOVERED):
             name = hashlib.sha256(person.encode("utf-8")).hexdigest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keyface.configs.evaluation import RecogniserThresholds
-from keyface.pipeline.evaluation_keys import KEY_LENGTHS, OWN, RECOVERED, SHARED, bits_condition
+from keyface.pipeline.evaluation_keys import BOOK, KEY_LENGTHS, OWN, RECOVERED, SHARED, bits_condition
 from keyface.pipeline.frechet import frechet_distance
 from keyface.pipeline.measure_motion import EXPRESSIONS
 from keyface.pipeline.people_attacks import Recovery, measure_recovery
@@ -141,6 +141,12 @@ def _identity(table: PeopleTable, name: str, limits: RecogniserThresholds) -> di
         "similarity_random_virtual": estimate_mean(own_other, n),
         "similarity_random_original": estimate_mean(original_other, n),
     }
+    if BOOK in table.conditions:
+        noted = table.conditions[BOOK]
+        c = noted.embeddings[name]
+        same, other = _within(c, people, noted.is_usable), _between(c, people, noted.is_usable)
+        figures["synchronism_book_eer"] = estimate_equal_error(same, other, n)
+        figures["synchronism_book_auc"] = estimate_area(same, other, n)
     if RECOVERED in table.conditions:
         # IVFG 5.3.4: anonymise the anonymised photo again with the same key and match it with the original;
         # the successful match rate.

@@ -25,6 +25,8 @@ _MEANINGS = {
     "synchronism_shared_auc": "synchronism, one key for all (Set B), AUC",
     "synchronism_own_eer": "synchronism, a key for each (Set A), EER",
     "synchronism_own_auc": "synchronism, a key for each (Set A), AUC",
+    "synchronism_book_eer": "synchronism, one key and an identity book, EER",
+    "synchronism_book_auc": "synchronism, one key and an identity book, AUC",
     "original_eer": "originals, EER",
     "original_auc": "originals, AUC",
     "differentiation": "differentiation: two people under one key, not matched",

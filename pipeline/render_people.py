@@ -25,8 +25,6 @@ from keyface.pipeline.process_options import ProcessOptions
 FACES_FOLDER = "faces"
 _VERSION = 1
 
-MakeParts = Callable[[Key], ChainParts]
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -34,6 +32,9 @@ class Task:
 
     photo: Photo
     condition: str
+
+
+MakeParts = Callable[[Key, Task], ChainParts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ class Rendered:
         self._out = out
         text = json.dumps({**recipe, "version": _VERSION}, sort_keys=True, default=str)
         self._recipe = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def book_path(self) -> Path:
+        """Where the identity book of the condition `book` lies; another recipe has another book."""
+        return self._out / f"people-{self._recipe}.book"
 
     def path(self, task: Task) -> Path:
         """Where the anonymised photo lies."""
@@ -132,7 +138,7 @@ def render(
     """Makes what is missing, one after the other on this thread; gives each task when it is done.
 
     Args:
-        make_parts: of the chain under a key, for one photo; an `EnginePool` saves opening the networks.
+        make_parts: of the chain under a key, for one task; an `EnginePool` saves opening the networks.
 
     Raises:
         KeyfaceError: a photo cannot be read or written. What was made before stays.
@@ -143,7 +149,11 @@ def render(
         seen: list[SafeFrame] = []
         with keys.key(task.condition, task.photo.person) as key:
             summary = process_photo(
-                rendered.source(task), output, parts=make_parts(key), options=options, on_safe=seen.append
+                rendered.source(task),
+                output,
+                parts=make_parts(key, task),
+                options=options,
+                on_safe=seen.append,
             )
         redactions = tuple((r.box_xyxy, str(r.reason)) for r in seen[0].redactions)
         rendered.add(task, Outcome(summary.replaced, redactions, tuple(summary.faults), summary.wall_s))

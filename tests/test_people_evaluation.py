@@ -21,6 +21,7 @@ from keyface.configs.evaluation import RecogniserThresholds, load_evaluation
 from keyface.configs.papers import load_papers
 from keyface.configs.people_split import split_of
 from keyface.pipeline.evaluation_keys import (
+    BOOK,
     KEY_LENGTHS,
     OWN,
     RECOVERED,
@@ -39,7 +40,7 @@ from keyface.pipeline.people_pictures import tsne_map
 from keyface.pipeline.people_report import PeopleReport, to_json, to_markdown
 from keyface.pipeline.people_table import MISSED, PeopleTable, Row
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.render_people import Outcome, Rendered, render
+from keyface.pipeline.render_people import Outcome, Rendered, Task, render
 from keyface.tools.evaluate_images_command import plan_tasks
 
 F32 = npt.NDArray[np.float32]
@@ -108,6 +109,7 @@ def test_every_condition_has_a_key_of_its_own() -> None:
         assert len(set(prints.values())) == len(conditions) + 2
         assert master.fingerprint not in prints.values()
         assert keys.key(RECOVERED, "ann").fingerprint == prints[OWN, "ann"]
+        assert keys.key(BOOK, "ann").fingerprint == prints[SHARED, "ann"]
         with pytest.raises(ValueError, match="got condition 'odd'"):
             keys.key("odd", "ann")
 
@@ -132,6 +134,9 @@ def test_the_plan_has_both_keys_of_each_photo_and_extras_of_different_people(fol
     }  # fmt: skip
     assert len(plan_tasks(photos, n_extra=0)) == 2 * len(photos)
     assert tasks[-1].condition == RECOVERED
+    noted = plan_tasks(photos, n_extra=1, with_book=True)
+    assert [t.photo for t in noted if t.condition == BOOK] == photos
+    assert noted[-1].condition == RECOVERED
 
 
 # ---------------------------------------------------------------- rendering
@@ -140,7 +145,8 @@ def test_rendering_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     tasks = plan_tasks(photos, n_extra=0)
     made: list[str] = []
 
-    def parts(key: Key) -> Any:
+    def parts(key: Key, task: Task) -> Any:
+        assert task in tasks
         made.append(key.fingerprint)
         return fake_parts(BOX)
 

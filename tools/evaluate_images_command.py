@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from keyface.configs.errors import SinkError, StageError, UsageError
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
+    from keyface.pipeline.book import IdentityBook
+    from keyface.pipeline.chain import ChainParts
     from keyface.pipeline.evaluation_keys import EvaluationKeys
     from keyface.pipeline.key import Key
     from keyface.pipeline.people_folder import Photo
@@ -50,6 +53,10 @@ def add_images_parser(kinds: Any) -> None:
     parser.add_argument(
         "--extra", type=int, default=12, metavar="N",
         help="photos for key lengths, the flipped bit and the second pass; 0 leaves them out (default 12)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--book", action="store_true",
+        help="anonymise all photos once more, with an identity book, and give its synchronism too",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="programs at once (default 1)")
     parser.add_argument("--no-pictures", action="store_true", help="no contact sheets and no t-SNE plot")
@@ -86,6 +93,7 @@ class _Work:
 
         split = None if args.split == "all" else args.split
         self._args, self._stack = args, stack
+        self._book: IdentityBook | None = None
         self.photos: list[Photo] = find_photos(
             args.folder, people=args.people, photos=args.photos, split=split
         )
@@ -96,13 +104,13 @@ class _Work:
         self._keys: EvaluationKeys = EvaluationKeys(self._key)
         self._store: ModelStore = ensure_models(self._options, args.quiet or args.json, is_needed=True)
         self._rendered: Rendered = Rendered(args.out, recipe(self._store, self._key, self._options))
-        self.tasks: list[Task] = plan_tasks(self.photos, n_extra=args.extra)
+        self.tasks: list[Task] = plan_tasks(self.photos, n_extra=args.extra, with_book=args.book)
 
     def render_all(self) -> None:
-        """All that is missing; what is made from what was made comes last."""
-        from keyface.pipeline.evaluation_keys import RECOVERED
+        """All that is missing; what hangs on what was made before comes last, on this program alone."""
+        from keyface.pipeline.evaluation_keys import BOOK, RECOVERED
 
-        first = [task for task in self.tasks if task.condition != RECOVERED]
+        first = [task for task in self.tasks if task.condition not in (BOOK, RECOVERED)]
         todo = self._rendered.todo(first)
         helpers = [self._start(n) for n in range(1, self._args.jobs)] if len(todo) > self._args.jobs else []
         try:
@@ -129,12 +137,28 @@ class _Work:
         is_shown = not self._args.quiet and sys.stderr.isatty()
         with EnginePool(network_opener(self._store, self._options)) as pool:
 
-            def parts(key: Key) -> Any:
-                return make_parts(self._store, key, self._options, open_network=pool, is_still=True)
+            def parts(key: Key, task: Task) -> ChainParts:
+                book = self._book_of(task, key)
+                made = make_parts(
+                    self._store, key, self._options, open_network=pool, is_still=True, book=book
+                )
+                return made if book is None else replace(made, release=_ending_clip(made, book))
 
             done = render(todo, self._rendered, self._keys, parts, options=self._options)
             for _ in tqdm(done, "anonymised", len(todo), unit="photo", disable=not is_shown):
                 continue
+
+    def _book_of(self, task: Task, key: Key) -> IdentityBook | None:
+        """The identity book of the condition `book`, opened once and kept; None for other conditions."""
+        from keyface.pipeline.book import IdentityBook
+        from keyface.pipeline.evaluation_keys import BOOK
+
+        if task.condition != BOOK:
+            return None
+        if self._book is None:
+            self._book = IdentityBook(self._rendered.book_path, key, remembers=True)
+            self._stack.callback(self._book.close)
+        return self._book
 
     def measure(self) -> PeopleReport:
         """Looks at everything and forms the figures."""
@@ -198,9 +222,24 @@ class _Work:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def plan_tasks(photos: Sequence[Photo], *, n_extra: int) -> list[Task]:
+def _ending_clip(parts: ChainParts, book: IdentityBook) -> Callable[[], None]:
+    def release() -> None:
+        parts.release()
+        book.end_clip()
+
+    return release
+
+
+def plan_tasks(photos: Sequence[Photo], *, n_extra: int, with_book: bool = False) -> list[Task]:
     """Every photo under the shared key and its person's own; some, of different people, in all other ways."""
-    from keyface.pipeline.evaluation_keys import KEY_LENGTHS, OWN, RECOVERED, SHARED, bits_condition
+    from keyface.pipeline.evaluation_keys import (
+        BOOK,
+        KEY_LENGTHS,
+        OWN,
+        RECOVERED,
+        SHARED,
+        bits_condition,
+    )
     from keyface.pipeline.render_people import Task
 
     tasks = [Task(photo, condition) for photo in photos for condition in (SHARED, OWN)]
@@ -209,6 +248,7 @@ def plan_tasks(photos: Sequence[Photo], *, n_extra: int) -> list[Task]:
     for n_bits in KEY_LENGTHS:
         for is_flipped in (False, True):
             tasks += [Task(photo, bits_condition(n_bits, is_flipped=is_flipped)) for photo in extra]
+    tasks += [Task(photo, BOOK) for photo in photos if with_book]
     return tasks + [Task(photo, RECOVERED) for photo in extra]
 
 
