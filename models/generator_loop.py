@@ -50,7 +50,8 @@ class GeneratorLoop(nn.Module):
         self.register_buffer("at_rest", torch.from_numpy(np.array(at_rest, np.float32)))
         self.is_bfloat16 = is_bfloat16
 
-    def forward(self, styles: Tensor) -> Tensor:
+    def forward(self, styles: Tensor, photo: Tensor) -> Tensor:
+        """`photo` is not looked at: nobody is pasted."""
         w = styles[:, 0]
         x = (w - self.latents.w_mean) @ self.latents.axes.T / self.latents.deviations
         own = torch.cat([x, torch.ones(len(x), 1)], 1) @ self.slope

@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from keyface.configs.projector import ProjectorConfig
+from keyface.models.look_limits import LookLimits
 
 N_GROUPS = 3  # of W+ rows: shape, features, colours
 ROWS_OF_GROUP = (7, 9, 7)  # 23 rows in all
+LOOK_ROUNDS = 3
 LIMIT = 2.5  # deviations that a coordinate along an axis of w approaches at most
 
 
@@ -131,15 +133,43 @@ class Metric:
     mean: np.ndarray
 
 
+class Bounds(nn.Module):
+    """Keeps coordinates along axes of w plausible: within `LIMIT` each; neither dark, bright nor hazy beyond the
+    limits; and within `radius` in the root mean square, no further from the mean face than a draw truncated by psi =
+    radius."""
+
+    normals: Tensor
+    steps: Tensor
+    limits: Tensor
+
+    def __init__(self, radius: float, looks: LookLimits) -> None:
+        super().__init__()
+        self.radius = radius
+        for name in ("normals", "steps", "limits"):
+            self.register_buffer(name, torch.from_numpy(np.array(getattr(looks, name), np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = LIMIT * torch.tanh(x / LIMIT)
+        groups = x.reshape(len(x), -1, self.normals.shape[1])
+        for _ in range(LOOK_ROUNDS):
+            for normal, step, limit in zip(self.normals, self.steps, self.limits, strict=True):
+                groups = groups - F.relu(groups @ normal - limit)[..., None] * step
+        x = groups.reshape(x.shape)
+        rms = (x.square().mean(1, keepdim=True) + 1e-12).sqrt()
+        return x * torch.clamp(self.radius / rms, max=1.0)
+
+
 class Network(nn.Module):
     """A linear map, and an MLP that starts at nothing beside it; outputs are `bounded`."""
 
-    def __init__(self, n_in: int, n_out: int, hidden: tuple[int, ...], *, radius: float | None) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, hidden: tuple[int, ...], *, radius: float | None, looks: LookLimits
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(n_in, n_out)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip((n_in, *hidden), hidden, strict=False))
         self.out = nn.Linear(hidden[-1], n_out, bias=False) if hidden else None
-        self.radius = radius
+        self.bounds = None if radius is None else Bounds(radius, looks)
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
 
@@ -149,15 +179,7 @@ class Network(nn.Module):
             for layer in self.hidden:
                 x = F.silu(layer(x))
             found = found + self.out(x)
-        return found if self.radius is None else bounded(found, self.radius)
-
-
-def bounded(x: Tensor, radius: float) -> Tensor:
-    """Coordinates along axes of w within `LIMIT` each, and within `radius` in the root mean square: a plausible
-    person, no further from the mean face than a truncated draw (psi = radius)."""
-    x = LIMIT * torch.tanh(x / LIMIT)
-    rms = (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()
-    return x * torch.clamp(radius / rms, max=1.0)
+        return found if self.bounds is None else self.bounds(found)
 
 
 class RotationProjector(nn.Module):
@@ -166,12 +188,19 @@ class RotationProjector(nn.Module):
     metric: Tensor
     mean: Tensor
 
-    def __init__(self, config: ProjectorConfig, metric: Metric, width: int, start: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        config: ProjectorConfig,
+        metric: Metric,
+        width: int,
+        looks: LookLimits,
+        start: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("metric", torch.from_numpy(metric.matrix.astype(np.float32)))
         self.register_buffer("mean", torch.from_numpy(metric.mean.astype(np.float32)))
-        self.network = Network(config.n_code, width, config.hidden, radius=_radius(config))
+        self.network = Network(config.n_code, width, config.hidden, radius=_radius(config), looks=looks)
         nn.init.zeros_(self.network.linear.bias)
         if start is not None:
             with torch.no_grad():
@@ -210,12 +239,14 @@ class KeyBits:
 class ConcatenationProjector(nn.Module):
     """The papers': an MLP of the embedding (times sqrt(128), so that it weighs like bits) and the key's bits."""
 
-    def __init__(self, config: ProjectorConfig, width: int) -> None:
+    def __init__(self, config: ProjectorConfig, width: int, looks: LookLimits) -> None:
         super().__init__()
         self.config = config
         sizes = (128 + config.key_bits, *config.hidden)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(sizes[-1], width)
+        radius = _radius(config)
+        self.bounds = None if radius is None else Bounds(radius, looks)
 
     def draw_keys(self, n: int, generator: torch.Generator) -> KeyBits:
         """n random keys."""
@@ -227,8 +258,7 @@ class ConcatenationProjector(nn.Module):
         for layer in self.hidden:
             x = F.leaky_relu(layer(x), 0.2)
         found: Tensor = self.out(x)
-        radius = _radius(self.config)
-        return found if radius is None else bounded(found, radius)
+        return found if self.bounds is None else self.bounds(found)
 
 
 def _radius(config: ProjectorConfig) -> float | None:

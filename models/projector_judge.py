@@ -37,7 +37,7 @@ def pairs_of(photos: Photos, *, seed: int = 0) -> npt.NDArray[np.int64]:
 def judge_projector(
     projector: Projector,
     latents: Latents,
-    recognise: Callable[[Tensor], Tensor],
+    recognise: Callable[[Tensor, Tensor], Tensor],
     photos: Photos,
     *,
     seed: int = 0,
@@ -54,10 +54,13 @@ def judge_projector(
         one = projector.draw_keys(1, generator)
         coordinates = [projector(e.flatten(0, 1), one)]
         coordinates += [projector(pair, projector.draw_keys(1, generator)) for pair in e]
-        found = recognise(latents.styles(torch.cat(coordinates), projector.config)).numpy()
+        found = recognise(
+            latents.styles(torch.cat(coordinates), projector.config), torch.arange(2 * len(rows)).repeat(2)
+        ).numpy()
     n, r = len(rows), found.shape[1]
     same_key, own_key = found.reshape(2, n, 2, r, 128).astype(np.float64)
     originals = photos.embeddings[rows].astype(np.float64)
+    originals = np.tile(originals, (1, 1, r // originals.shape[2], 1))
     figures = [_figures(same_key[:, :, i], own_key[:, :, i], originals[:, :, i]) for i in range(r)]
     mean = {name: round(float(np.mean([f[name] for f in figures])), 4) for name in figures[0]}
     return mean | {"rms": round(float(torch.cat(coordinates).square().mean().sqrt()), 3), "people": n}

@@ -1,7 +1,9 @@
 """A small network S that predicts R(G(w)), the embeddings of a rendered person, from w: milliseconds a step
-instead of a second. Trained on seeded people that were rendered once at rest.
+instead of a second. Trained on seeded people that were rendered once, at rest or pasted over a driver.
 
-    S(w) = normalise per recogniser(A x + MLP(x)),   x = (w - mean) V^T / s for each group of rows
+    S(w, d) = normalise per recogniser(A x + MLP(x, d) + b_d),   x = (w - mean) V^T / s for each group of rows
+
+d says where the face was seen: 0 by itself, k > 0 pasted over driver k, whose hair and outline are then around it.
 """
 
 from __future__ import annotations
@@ -30,10 +32,15 @@ HIDDEN = 1024
 
 @dataclass(frozen=True, slots=True)
 class RenderedPeople:
-    """w (N, 3, 512) of the groups of rows, and unit embeddings (N, 2, 128): SFace, MobileFaceNet."""
+    """w (N, 3, 512) of the groups of rows, unit embeddings (N, 2, 128): SFace, MobileFaceNet; and where they were
+    seen (N,): 0 by itself, k > 0 over driver k."""
 
     w: np.ndarray
     embeddings: np.ndarray
+    driver: np.ndarray
+
+    def __getitem__(self, rows: slice | np.ndarray) -> RenderedPeople:
+        return RenderedPeople(self.w[rows], self.embeddings[rows], self.driver[rows])
 
 
 class Surrogate(nn.Module):
@@ -42,7 +49,7 @@ class Surrogate(nn.Module):
     w_mean: Tensor
     whiten: Tensor
 
-    def __init__(self, w_mean: np.ndarray, whiten: np.ndarray) -> None:
+    def __init__(self, w_mean: np.ndarray, whiten: np.ndarray, n_drivers: int = 0) -> None:
         """whiten: (512, A), from w - mean to coordinates of variance 1."""
         super().__init__()
         n_in, n_out = N_GROUPS * whiten.shape[1], N_RECOGNISERS * 128
@@ -52,23 +59,34 @@ class Surrogate(nn.Module):
         self.fc1, self.fc2 = nn.Linear(n_in, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
         self.drop = nn.Dropout(0.1)
         self.out = nn.Linear(HIDDEN, n_out, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.place, self.place_hidden = (
+            nn.Embedding(n_drivers + 1, n_out),
+            nn.Embedding(n_drivers + 1, HIDDEN),
+        )
+        for weight in (self.out.weight, self.place.weight, self.place_hidden.weight):
+            nn.init.zeros_(weight)
+
+    @property
+    def n_drivers(self) -> int:
+        """Drivers over whom it has seen people pasted."""
+        return len(self.place.weight) - 1
 
     def coordinates(self, styles: Tensor) -> Tensor:
         """(N, 3 A)."""
         return ((styles - self.w_mean) @ self.whiten).flatten(1)
 
-    def forward(self, styles: Tensor) -> Tensor:
+    def forward(self, styles: Tensor, driver: Tensor) -> Tensor:
         x = self.coordinates(styles)
-        hidden = self.drop(F.silu(self.fc2(self.drop(F.silu(self.fc1(x))))))
-        raw = self.linear(x) + self.out(hidden)
+        hidden = self.drop(F.silu(self.fc1(x) + self.place_hidden(driver)))
+        hidden = self.drop(F.silu(self.fc2(hidden)))
+        raw = self.linear(x) + self.out(hidden) + self.place(driver)
         return F.normalize(raw.reshape(len(x), N_RECOGNISERS, 128), dim=2)
 
     @classmethod
-    def for_population(cls, population: Population) -> Surrogate:
+    def for_population(cls, population: Population, n_drivers: int = 0) -> Surrogate:
         """Untrained."""
         axes, deviations = population.axes[:N_INPUT_AXES], population.deviations[:N_INPUT_AXES]
-        return cls(population.mean, (axes / deviations[:, None]).T)
+        return cls(population.mean, (axes / deviations[:, None]).T, n_drivers)
 
     def fit_linear(self, people: RenderedPeople, ridge: float = 40.0) -> None:
         """Starts from ridge regression."""
@@ -89,7 +107,8 @@ class Surrogate(nn.Module):
     def load(cls, path: Path) -> Surrogate:
         """As saved; frozen."""
         tensors = load_file(str(path))
-        model = cls(tensors["w_mean"].numpy(), tensors["whiten"].numpy())
+        n_drivers = len(tensors["place.weight"]) - 1
+        model = cls(tensors["w_mean"].numpy(), tensors["whiten"].numpy(), n_drivers)
         model.load_state_dict(tensors)
         model.requires_grad_(False)
         model.eval()
@@ -111,13 +130,14 @@ def train_surrogate(
     """Trains on nine tenths of the people, judges on the last tenth."""
     torch.manual_seed(seed)
     n_train = len(people.w) * 9 // 20 * 2
-    model = Surrogate.for_population(population)
-    model.fit_linear(RenderedPeople(people.w[:n_train], people.embeddings[:n_train]))
+    model = Surrogate.for_population(population, int(people.driver.max()))
+    model.fit_linear(people[:n_train])
     w, wanted = torch.from_numpy(people.w), torch.from_numpy(people.embeddings)
+    driver = torch.from_numpy(people.driver.astype(np.int64))
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     model.train()
     for step, rows in enumerate(_batches(n_train, steps, seed)):
-        found = model(w[rows])
+        found = model(w[rows], driver[rows])
         loss = _surrogate_loss(found, wanted[rows])
         optimiser.zero_grad()
         loss.backward()
@@ -128,13 +148,13 @@ def train_surrogate(
             log.info("surrogate step %d loss %.4f", step + 1, float(loss.detach()))
     model.requires_grad_(False)
     model.eval()
-    return model, judge(model, RenderedPeople(people.w[n_train:], people.embeddings[n_train:]))
+    return model, judge(model, people[n_train:])
 
 
 def judge(model: Surrogate, people: RenderedPeople) -> SurrogateQuality:
     """Quality on people that it was not trained on."""
     with torch.no_grad():
-        found = model(torch.from_numpy(people.w)).numpy()
+        found = model(torch.from_numpy(people.w), torch.from_numpy(people.driver.astype(np.int64))).numpy()
     cosine, correlation = [], []
     upper = np.triu_indices(len(found), 1)
     for i in range(N_RECOGNISERS):
@@ -160,3 +180,25 @@ def _batches(n: int, steps: int, seed: int, size: int = 256) -> Iterator[np.ndar
     for _ in range(steps):
         first = 2 * rng.integers(n // 2, size=min(size, n) // 2)
         yield np.stack([first, first + 1], 1).ravel()
+
+
+class Seen(nn.Module):
+    """A surrogate as P's losses use it: every virtual face by itself, and pasted over the photo that it is made for.
+
+    Photo i gets one driver, so that the virtual faces of one photo under two keys share hair and outline, as they
+    will, and those of two photos of one person do not.
+    """
+
+    def __init__(self, surrogate: Surrogate, *, seed: int = 0) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, styles: Tensor, photo: Tensor) -> Tensor:
+        """(N, 3, 512) and (N,) -> (N, 2 or 4, 128)."""
+        alone: Tensor = self.surrogate(styles, torch.zeros(len(styles), dtype=torch.int64))
+        n = self.surrogate.n_drivers
+        if not n:
+            return alone
+        drivers = torch.randint(1, n + 1, (int(photo.max()) + 1,), generator=self._generator)
+        return torch.cat([alone, self.surrogate(styles, drivers[photo])], 1)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from keyface.configs.projector import LOSS_NAMES, ProjectorConfig
+from keyface.models.look_limits import LookLimits
 from keyface.models.projector import (
     ConcatenationProjector,
     Latents,
@@ -33,7 +34,8 @@ from keyface.models.surrogate import Surrogate
 
 log = logging.getLogger(__name__)
 
-Recognise = Callable[[Tensor], Tensor]  # styles (N, 3, 512) -> (N, R, 128) unit embeddings
+# styles (N, 3, 512) and numbers of the photos (N,) that they are made for -> (N, R, 128) unit embeddings
+Recognise = Callable[[Tensor, Tensor], Tensor]
 _LOG_EVERY = 25
 _KEEP_EVERY = 100
 
@@ -50,14 +52,18 @@ class Phase:
 
 
 def make_projector(
-    config: ProjectorConfig, latents: Latents, metric: Metric, surrogate: Surrogate | None = None
+    config: ProjectorConfig,
+    latents: Latents,
+    metric: Metric,
+    looks: LookLimits,
+    surrogate: Surrogate | None = None,
 ) -> Projector:
     """An untrained projector; ours starts at the directions of w that the surrogate says move embeddings most."""
     torch.manual_seed(config.seed)
     if config.form == "concatenation":
-        return ConcatenationProjector(config, latents.width(config))
+        return ConcatenationProjector(config, latents.width(config), looks)
     start = None if surrogate is None else start_of(config, latents, surrogate)
-    return RotationProjector(config, metric, latents.width(config), start)
+    return RotationProjector(config, metric, latents.width(config), looks, start)
 
 
 def start_of(config: ProjectorConfig, latents: Latents, surrogate: Surrogate) -> np.ndarray | None:
@@ -86,15 +92,11 @@ def virtual_faces(
     x1, x2, y = (torch.from_numpy(e) for e in (triplets.x1, triplets.x2, triplets.y))
     first, second = projector.draw_keys(1, generator), projector.draw_keys(1, generator)
     coordinates = torch.cat([projector(torch.cat([x1, x2, y]), first), projector(x1, second)])
-    found = recognise(latents.styles(coordinates, projector.config)).reshape(4, n, -1, 128)
-    return Virtual(
-        found[0],
-        found[3],
-        found[1],
-        found[2],
-        torch.from_numpy(triplets.original),
-        coordinates.reshape(4, n, -1),
-    )
+    photo = torch.cat([torch.arange(3 * n), torch.arange(n)])
+    found = recognise(latents.styles(coordinates, projector.config), photo).reshape(4, n, -1, 128)
+    original = torch.from_numpy(triplets.original).repeat(1, found.shape[2] // triplets.original.shape[1], 1)
+    x1_k1, x2_k1, y_k1, x1_k2 = found
+    return Virtual(x1_k1, x1_k2, x2_k1, y_k1, original, coordinates.reshape(4, n, -1))
 
 
 class Training:

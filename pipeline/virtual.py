@@ -37,16 +37,15 @@ TRUNCATION = 0.75  # psi: nearer the mean face means fewer flaws and less variet
 ROTATION_PURPOSE = "identity-rotation/v1"
 
 
-def secret_rotation(seed: bytes, candidate: int = 0) -> F64:
-    """(128, 128) Haar-distributed orthogonal matrix from 32 secret bytes and a candidate number >= 0."""
+def secret_rotation(seed: bytes, candidate: int = 0, n: int = N_CODE) -> F64:
+    """(n, n) Haar-distributed orthogonal matrix from 32 secret bytes and a candidate number >= 0."""
     if len(seed) != 32 or candidate < 0:
         raise ValueError(f"rotation: got {len(seed)} bytes and candidate {candidate}, want 32 bytes and >= 0")
-    n = N_CODE * N_CODE
-    stream = hashlib.shake_256(seed + candidate.to_bytes(4, "big")).digest(16 * n)
-    bits = np.frombuffer(stream, ">u8").astype(np.float64).reshape(2, n)
+    stream = hashlib.shake_256(seed + candidate.to_bytes(4, "big")).digest(16 * n * n)
+    bits = np.frombuffer(stream, ">u8").astype(np.float64).reshape(2, n * n)
     uniform = (bits + 0.5) / 2.0**64
     normal = np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])
-    q, r = np.linalg.qr(normal.reshape(N_CODE, N_CODE))
+    q, r = np.linalg.qr(normal.reshape(n, n))
     rotation: F64 = q * np.sign(np.diag(r))
     return rotation
 

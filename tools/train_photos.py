@@ -19,7 +19,7 @@ from keyface.configs.people_split import Split, split_of
 from keyface.models.arrays import read_arrays, write_arrays
 from keyface.models.projector_data import Photos
 from keyface.pipeline.detect import Detector
-from keyface.pipeline.face import F32
+from keyface.pipeline.face import F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.landmarks import Landmarker
@@ -70,14 +70,19 @@ class PhotoReader:
 
     def read(self, path: Path) -> F32 | None:
         """(R, 128), None where no face is found. Raises SourceError."""
+        found = self.look(path)
+        return None if found is None else self._recognise(found[0], points_5_from_mesh(found[1].points_xyz))
+
+    def look(self, path: Path) -> tuple[ImageRgb, FaceMesh] | None:
+        """The picture and the face's mesh. Raises SourceError."""
         image_rgb = read_photo(path)[0].image_rgb
-        found = self._detector.detect(image_rgb)
-        if not found:
+        faces = self._detector.detect(image_rgb)
+        if not faces:
             return None
         middle = np.array(image_rgb.shape[1::-1]) / 2
-        face = min(found, key=lambda d: float(np.hypot(*((d.box_xyxy[:2] + d.box_xyxy[2:]) / 2 - middle))))
+        face = min(faces, key=lambda d: float(np.hypot(*((d.box_xyxy[:2] + d.box_xyxy[2:]) / 2 - middle))))
         mesh = self._landmarker.detect(image_rgb, points_5=face.points_5, box_xyxy=face.box_xyxy)
-        return None if mesh is None else self._recognise(image_rgb, points_5_from_mesh(mesh.points_xyz))
+        return None if mesh is None else (image_rgb, mesh)
 
 
 def read_photos(

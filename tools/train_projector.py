@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,21 +23,21 @@ from keyface.models import population
 from keyface.models.generator import Generator256, onnx_initialisers
 from keyface.models.generator_loop import GeneratorLoop, load_motion_map
 from keyface.models.loss_plot import plot_losses
-from keyface.models.projector import Latents, Projector, mapping_layers
+from keyface.models.projector import Latents, Projector, RotationProjector, mapping_layers
 from keyface.models.projector_data import TripletSource, fit_metric
 from keyface.models.projector_judge import judge_projector
 from keyface.models.rendered_people import (
     Guess,
     fit_guess,
     load_people,
+    render_pasted,
     render_people,
-    render_projected,
 )
-from keyface.models.surrogate import Surrogate, train_surrogate
+from keyface.models.surrogate import Seen, Surrogate, train_surrogate
 from keyface.models.train_projector import Phase, Training, make_projector, save_projector
 from keyface.tools import train_networks
 from keyface.tools.train_photos import PhotoReader, list_photos, load_photos, read_photos
-from keyface.tools.train_renders import open_renderer
+from keyface.tools.train_renders import Driver, find_drivers, open_renderer
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
@@ -84,7 +85,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     with train_networks.mapping_network(shop.store, args) as mapping:
         people = population.load_or_measure(args.work, mapping)
         with open_renderer(shop.store, args, shop.basis) as renderer:
-            guess = fit_guess(args.work, shop.latents, mapping, renderer.controls)
+            guess = fit_guess(args.work, shop.latents, mapping, renderer.measure)
             done = render_people(
                 args.work,
                 shop.latents,
@@ -98,10 +99,12 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
                 return {"renders": done, "wanted": args.renders}
             surrogate = _surrogate(shop, people, "")
             if args.renders_again:
-                first = _first_projector(shop, surrogate)
-                render_projected(
-                    args.work, shop.latents, guess, renderer.embed, first,
-                    count=args.renders_again, seconds=shop.seconds_left,
+                first = _first_projector(shop, surrogate, guess)
+                drivers = _drivers(shop)
+                render_pasted(
+                    args.work, shop.latents, guess,
+                    lambda w, own, k: renderer.embed_pasted(w, own, drivers[k - 1]), first,
+                    count=args.renders_again, n_drivers=len(drivers), seconds=shop.seconds_left,
                 )  # fmt: skip
                 surrogate = _surrogate(shop, people, "-again")
     return _train_on(shop, surrogate, guess)
@@ -128,20 +131,24 @@ def _surrogate(shop: _Workshop, people: population.Population, suffix: str) -> S
 
 
 def _source(shop: _Workshop) -> TripletSource:
-    generated = load_people(shop.args.work).embeddings
-    return TripletSource(load_photos(shop.args.work / PHOTOS, "train"), generated)
+    people = load_people(shop.args.work)
+    return TripletSource(load_photos(shop.args.work / PHOTOS, "train"), people.embeddings[people.driver == 0])
 
 
-def _first_projector(shop: _Workshop, surrogate: Surrogate) -> Projector:
+def _first_projector(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> RotationProjector:
     """The default form, trained shortly: its people are where the surrogate has to be right."""
     config = dataclasses.replace(load_projector_config("default"), steps=600, spread=1.1)
-    return _trained(shop, config, surrogate, shop.args.work / FIRST)
+    first = _trained(shop, config, surrogate, guess, shop.args.work / FIRST)
+    assert isinstance(first, RotationProjector)
+    return first
 
 
-def _trained(shop: _Workshop, config: ProjectorConfig, surrogate: Surrogate, out: Any) -> Projector:
+def _trained(
+    shop: _Workshop, config: ProjectorConfig, surrogate: Surrogate, guess: Guess, out: Path
+) -> Projector:
     metric = fit_metric(load_photos(shop.args.work / PHOTOS, "train"), config.n_code)
-    projector = make_projector(config, shop.latents, metric, surrogate)
-    phase = Phase("surrogate", config.steps, config.batch, config.lr, surrogate)
+    projector = make_projector(config, shop.latents, metric, guess.looks, surrogate)
+    phase = Phase("surrogate", config.steps, config.batch, config.lr, Seen(surrogate, seed=config.seed))
     Training(projector, shop.latents, _source(shop), out).run(phase, until_s=shop.until_s)
     projector.eval()
     return projector
@@ -149,7 +156,7 @@ def _trained(shop: _Workshop, config: ProjectorConfig, surrogate: Surrogate, out
 
 def _train_on(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> dict[str, Any]:
     config, args = shop.config, shop.args
-    projector = _trained(shop, config, surrogate, args.out)
+    projector = _trained(shop, config, surrogate, guess, args.out)
     training = Training(projector, shop.latents, _source(shop), args.out)
     if config.fine_steps and training.steps_done("surrogate") >= config.steps:
         phase = Phase("fine", config.fine_steps, config.fine_batch, config.fine_lr, _loop(shop, guess))
@@ -162,6 +169,11 @@ def _train_on(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> dict[str, 
     )
     steps = {phase: training.steps_done(phase) for phase in ("surrogate", "fine")}
     return {"steps": steps, "wanted": {"surrogate": config.steps, "fine": config.fine_steps}, **judged}
+
+
+def _drivers(shop: _Workshop) -> list[Driver]:
+    with _photo_reader(shop) as reader:
+        return find_drivers(list_photos(shop.args.data), reader, shop.basis.resting)
 
 
 def _loop(shop: _Workshop, guess: Guess) -> GeneratorLoop:

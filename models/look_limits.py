@@ -1,0 +1,43 @@
+"""How dark, bright or hazy a rendered face is, as linear scores of its coordinates along the axes of w.
+
+Recognisers tell a face in fog from others, so a projector that is only asked for different embeddings learns to make
+fog. These scores keep it to faces that can be seen well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+RIDGE = 100.0
+# column of the looks (brightness of the face, contrast about the eyes), sign, percentile of people allowed
+_LIMITS = ((0, -1.0, 75.0), (0, 1.0, 88.0), (1, -1.0, 65.0))
+
+
+@dataclass(frozen=True, slots=True)
+class LookLimits:
+    """normals, steps (G, A) and limits (G,): score i of coordinates c is normals[i] @ c; a step lowers it by 1."""
+
+    normals: F32
+    steps: F32
+    limits: F32
+
+    @classmethod
+    def none(cls, n_axes: int) -> LookLimits:
+        """No limit."""
+        empty = np.zeros((0, n_axes), np.float32)
+        return cls(empty, empty, np.zeros(0, np.float32))
+
+
+def fit_look_limits(coordinates: F32, looks: F32) -> LookLimits:
+    """From people's coordinates (N, A) and the looks (N, 2) of their renderings."""
+    x = coordinates.astype(np.float64)
+    y = (looks - looks.mean(0)) / np.maximum(looks.std(0), 1e-9)
+    slope = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
+    normals = np.stack([sign * slope[:, column] for column, sign, _ in _LIMITS])
+    limits = [np.percentile(x @ n, p) for n, (_, _, p) in zip(normals, _LIMITS, strict=True)]
+    steps = normals / (normals**2).sum(1, keepdims=True)
+    return LookLimits(*(np.asarray(a, np.float32) for a in (normals, steps, np.array(limits))))
