@@ -44,7 +44,8 @@ class LiveSound:
         """
         is_paused = self._controls is not None and self._controls.mode == "slate"
         if is_paused or self._is_paused:
-            self._muted_until_s = time.monotonic() - (self._status.origin_s or 0.0)
+            # Frames of a file may be a little ahead of the clock.
+            self._muted_until_s = max(until_s, time.monotonic() - (self._status.origin_s or 0.0))
         self._is_paused = is_paused
         return [self._heard(piece) for piece in self._reader.take(until_s)]
 

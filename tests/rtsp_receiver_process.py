@@ -17,7 +17,7 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-RECEIVE = "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! filesink name=file async=false )"
+RECEIVE = "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! filesink name=file async=false buffer-mode=unbuffered )"
 
 
 def main() -> None:
