@@ -162,6 +162,7 @@ class Device(ABC):
 
     def free_graph(self, graph: int) -> None:
         """Frees what `end_capture` gave."""
+        raise DeviceError(f"{self.library} has no CUDA graphs.", "Use cuda-python.")
 
 
 def device_libraries() -> tuple[DeviceLibrary, ...]:

@@ -119,7 +119,8 @@ class CudaDevice(Device):
     def pinned(self, n_bytes: int) -> Bytes:
         """See `Device`."""
         address = int(self._call("cuMemHostAlloc", max(n_bytes, 1), 0)[0])
-        array = np.frombuffer((ctypes.c_uint8 * max(n_bytes, 1)).from_address(address), np.uint8)
+        memory: Any = (ctypes.c_uint8 * max(n_bytes, 1)).from_address(address)
+        array: Bytes = np.frombuffer(memory, np.uint8)
         self._pinned[array.ctypes.data] = address
         return array[:n_bytes]
 

@@ -26,7 +26,7 @@ _BUILD = "Run 'keyface engines build'."
 _SUFFIX = ".engine"
 _MEANINGS = {
     "onnx_sha256": "the network",
-    "converter": "the half precision converter",
+    "converter": "what writes the network for cards",
     "flavour": "the library",
     "flavour_version": "the library's version",
     "precision": "the precision",
@@ -42,7 +42,7 @@ class EngineKey:
     Attributes:
         model: name in the manifest.
         onnx_sha256: of the float32 network it was made from.
-        converter: version of our half precision converter; 0 for float32.
+        converter: version of what writes the network anew for cards.
         flavour, flavour_version: the TensorRT library.
         architectures: what it runs on, such as ("sm89",).
         precision: "f16" or "f32".
@@ -173,10 +173,22 @@ class EngineCache:
         except OSError as error:
             raise EngineError(f"{entry.path} cannot be removed: {error.strerror or error}.") from error
 
-    def left_overs(self) -> tuple[Path, ...]:
-        """Files of builds that were killed: temporary ones, and engines without a note."""
-        orphans = [p for p in self.root.glob(f"*{_SUFFIX}") if _read_note(p) is None]
-        return tuple(sorted([*self.root.glob(".*.part"), *orphans]))
+    def remove_left_overs(self) -> int:
+        """Deletes files of builds that were killed, temporary or without a note; returns how many.
+
+        Takes the builders' lock, so that nothing that is just being written goes. Raises EngineError.
+        """
+        if not self.root.is_dir():
+            return 0
+        try:
+            with file_lock(self.root / ".lock", timeout_s=LOCK_TIMEOUT_S):
+                orphans = [p for p in self.root.glob(f"*{_SUFFIX}") if _read_note(p) is None]
+                doomed = [*self.root.glob(".*.part"), *orphans]
+                for path in doomed:
+                    path.unlink()
+        except OSError as error:
+            raise EngineError(f"{self.root} cannot be cleaned: {error.strerror or error}.") from error
+        return len(doomed)
 
     def _write(self, key: EngineKey, content: bytes) -> Path:
         path = self.root / key.file_name()

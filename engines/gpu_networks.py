@@ -14,6 +14,7 @@ from keyface.engines.tensorrt_build import ShapeRange
 from keyface.engines.tensorrt_flavour import Flavour
 
 MAX_FACES = 8  # of one batch
+CONVERTER_VERSION = 1  # part of every engine's key: raise it when what `graph_for` gives changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def graph_for(network: GpuNetwork, path: Path, precision: Precision) -> bytes:
     """The ONNX to build from: batch opened, in the precision asked for. Raises EngineError."""
     import onnx
 
-    from keyface.engines import half_precision
+    from keyface.engines import half_precision, onnx_products
 
     try:
         model = onnx.load(str(path))
@@ -94,7 +95,9 @@ def graph_for(network: GpuNetwork, path: Path, precision: Precision) -> bytes:
     if precision == "f16":
         kept = half_precision.nodes_before_first_layer(model) if network.keeps_start else ()
         model = half_precision.to_half(model, keep_float32=kept)
-    elif precision != "f32":
+    elif precision == "f32":
+        model = onnx_products.products_as_convolutions(model)
+    else:
         raise EngineError(
             f"{network.name}: TensorRT engines are not built in {precision}.", "Legal: f16, f32."
         )
@@ -105,12 +108,10 @@ def key_for(
     network: GpuNetwork, path: Path, precision: Precision, flavour: Flavour, architectures: tuple[str, ...]
 ) -> EngineKey:
     """What an engine of this network depends on."""
-    from keyface.engines.half_precision import CONVERTER_VERSION
-
     return EngineKey(
         model=network.name,
         onnx_sha256=sha256_of(path),
-        converter=CONVERTER_VERSION if precision == "f16" else 0,
+        converter=CONVERTER_VERSION,
         flavour=flavour.name,
         flavour_version=flavour.version,
         architectures=architectures,

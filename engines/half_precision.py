@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from keyface.configs.errors import EngineError
 
-CONVERTER_VERSION = 1  # part of every engine's key: raise it when the result changes
 _LARGEST = 65504.0
 _CONTRACTIONS = {"Conv", "MatMul", "Gemm"}
 

@@ -127,11 +127,7 @@ def _add_profile(
 def _set_architectures(flavour: Flavour, config: Any, architectures: tuple[str, ...]) -> None:
     if not architectures:
         return
-    legal = flavour.architectures
-    wrong = [name for name in architectures if name not in legal]
-    if wrong:
-        able = f"It builds for {', '.join(legal)}." if legal else "Use tensorrt_rtx."
-        raise EngineError(f"{flavour.name} cannot build ahead of time for {', '.join(wrong)}.", able)
+    flavour.check_ahead(architectures)
     config.num_compute_capabilities = len(architectures)
     for i, name in enumerate(architectures):
         config.set_compute_capability(getattr(flavour.module.ComputeCapability, name.upper()), i)
@@ -140,7 +136,7 @@ def _set_architectures(flavour: Flavour, config: Any, architectures: tuple[str, 
 def _monitor(trt: Any, progress: Progress) -> Any:
     """TensorRT's progress monitor; phases nest, and the outermost one is told."""
 
-    class _Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, int] = {}

@@ -89,6 +89,10 @@ class TensorRtEngine(CheckedEngine):
         self._bindings: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Binding] = OrderedDict()
         self._bound: _Binding | None = None
         self._stream = 0
+        self._captures = False
+        self._context: Any = None
+        self._engine: Any = None
+        self._runtime: Any = None
         try:
             with device.active():
                 self._open(plan, flavour, name, uses_graphs)
@@ -100,9 +104,7 @@ class TensorRtEngine(CheckedEngine):
         super().__init__(name=name, inputs=inputs, outputs=outputs)
 
     def _open(self, plan: bytes, flavour: Flavour, name: str, uses_graphs: bool) -> None:
-        self._context: Any = None
-        self._engine: Any = None
-        self._runtime: Any = self._trt.Runtime(self._messages.logger)
+        self._runtime = self._trt.Runtime(self._messages.logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._failure(f"{name}: {flavour.name} refuses the engine")
@@ -129,7 +131,8 @@ class TensorRtEngine(CheckedEngine):
 
     def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         engine, mode = self._engine, self._trt.TensorIOMode
-        inputs, outputs = [], []
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(name))).name

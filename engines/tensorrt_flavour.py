@@ -25,7 +25,7 @@ INSTALL: dict[FlavourName, str] = {
 }
 _OLDEST: dict[FlavourName, int] = {"tensorrt": 10, "tensorrt_rtx": 1}
 _OLDEST_CARD = (7, 5)
-_MIN_CUDA = {"cu12": 12_000, "cu13": 13_000}
+_USE_RTX = "Use tensorrt_rtx."
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,13 @@ class Flavour:
             return ()
         names = (name for name in dir(self.module.ComputeCapability) if re.fullmatch(r"SM\d+", name))
         return tuple(sorted((name.lower() for name in names), key=lambda name: int(name[2:])))
+
+    def check_ahead(self, architectures: tuple[str, ...]) -> None:
+        """Raises EngineError unless it can build for all of these without a card."""
+        wrong = [name for name in architectures if name not in self.architectures]
+        if wrong:
+            able = f"It builds for {', '.join(self.architectures)}." if self.architectures else _USE_RTX
+            raise EngineError(f"{self.name} cannot build ahead of time for {', '.join(wrong)}.", able)
 
     def check_card(self, info: DeviceInfo) -> None:
         """Raises EngineError when it has no code for this card."""
@@ -70,7 +77,8 @@ class Messages:
 
     def __init__(self, module: Any) -> None:
         self.errors: list[str] = []
-        keeper, base = self, module.ILogger
+        keeper: Messages = self
+        base: Any = module.ILogger
 
         class _Logger(base):  # type: ignore[misc]
             def __init__(self) -> None:

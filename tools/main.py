@@ -24,6 +24,7 @@ COMMANDS = {
     "preview": "show the virtual face that a key gives somebody, and propose other keys",
     "book": "who is in an identity book; forget, export and import people",
     "models": "list, fetch and verify the models",
+    "engines": "build and check the engines of graphics cards",
     "doctor": "what this machine has, what is missing, what to do",
     "demo": "make a clip of a generated person and anonymise it",
     "bench": "measure the speed on this machine",
