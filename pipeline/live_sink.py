@@ -24,7 +24,7 @@ from keyface.pipeline.frame import ImageRgb, SafeFrame
 from keyface.pipeline.live_audio import AudioPiece
 
 LEGAL_SINKS = (
-    "virtual, virtual:DEVICE, window, null, FILE.mp4, FILE.m3u8, hls:SECONDS:FILE.m3u8, or a URL of "
+    "virtual, virtual:DEVICE, window, page, page:PORT, null, FILE.mp4, FILE.m3u8, hls:SECONDS:FILE.m3u8, or a URL of "
     "rtsp, rtsps, rtmp, rtmps, srt or udp"
 )
 
@@ -79,7 +79,8 @@ def make_sink(text: str, *, may_replace: bool = False) -> LiveSink:
     """The sink that a `--sink` names, checked as far as possible before anything is opened.
 
     Args:
-        text: one of `LEGAL_SINKS`. A URL is not repeated in any message.
+        text: one of `LEGAL_SINKS`, but not the page, which is made with the controls. A URL is not repeated
+            in any message.
         may_replace: an existing file is replaced.
 
     Raises:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +103,15 @@ def test_nothing_personal_is_in_it() -> None:
 )  # fmt: skip
 def test_sinks_are_told_apart_by_kind_only(name: str, kind: str) -> None:
     assert sink_kind(name) == kind
+
+
+def test_the_documentation_names_metrics_that_exist() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "stream.md").read_text("utf-8")
+    named = {name for name in re.findall(r"\bkeyface_\w+", text)}
+    with served() as page:
+        page.board(report_of())
+        samples, _ = scrape(page)
+    assert len(named) > 15 and named - {name for name, _ in samples} == set()
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
