@@ -111,8 +111,15 @@ def _recogniser(
     fields = ("far_0_1_percent", "equal_error", "equal_error_rate", "true_accepts")
     training = {"is_used_in_training"} if with_training else set()
     _keys(row, {*fields, *training}, f"{where}: recogniser {name!r}")
-    rates = [float(row[key]) for key in fields]
-    return RecogniserThresholds(name, *rates[:4], bool(row.get("is_used_in_training", False)))
+    rates = {key: float(row[key]) for key in fields}
+    return RecogniserThresholds(
+        name=name,
+        far_0_1_percent=rates["far_0_1_percent"],
+        equal_error=rates["equal_error"],
+        equal_error_rate=rates["equal_error_rate"],
+        true_accepts=rates["true_accepts"],
+        is_used_in_training=bool(row.get("is_used_in_training", False)),
+    )
 
 
 def _target(name: str, row: dict[str, Any], where: str) -> Target:
