@@ -11,9 +11,11 @@ was chosen. It holds two things about each person:
 Whether somebody is the one in the book is decided by two scores of averages, both of which must be reached: the
 cosine of SFace's embeddings, and that cosine in deviations above what generated people have with either side
 (S-norm), since all generated faces are somewhat alike to a recogniser. Measured on 4,344 good photos of LFW and
-CelebA: the two thresholds accept 0.89 of pairs of single photos of one person, and 0.95 and 0.97 of photos against
-the average of two and of three others. Of 9.4 million pairs of different people they accept 26, and those that were
-looked up are one person under two names in the data; without them the highest cosine is 0.530.
+CelebA: the two accept 0.89 of pairs of single photos of one person; of 9.4 million pairs of different people they
+accept 26, almost all of them one person under two names in the data; without those the highest cosine is 0.530.
+Shown to a growing book in random order, photos of people in it got their first virtual face in 0.915 of cases, pairs
+of photos in 0.979 and triples (as good as a clip) in 0.998; about one stranger of 2,000 was taken for one of the
+up to 2,250 people in the book.
 """
 
 from __future__ import annotations
@@ -175,7 +177,7 @@ class IdentityBook:
         """
         with self._lock:
             self._refresh()
-            found = best_match(self._people, average, cohort, self._o)
+            found = find_match(self._people, average, cohort, self._o)
             if found is not None and found.id not in self._clip.added:
                 self._clip.known.add(found.id)
             return None if found is None else found.id
@@ -201,7 +203,7 @@ class IdentityBook:
             stored: list[str] = []
 
             def add(people: tuple[Entry, ...]) -> tuple[Entry, ...]:
-                known = best_match(people, average, cohort, self._o)
+                known = find_match(people, average, cohort, self._o)
                 if known is not None:
                     stored.append(known.id)
                     return people
@@ -275,21 +277,25 @@ class IdentityBook:
         )  # fmt: skip
 
 
-def best_match(
+def find_match(
     people: tuple[Entry, ...], average: F32, cohort: F32, options: BookOptions | None = None
 ) -> Entry | None:
-    """Who of `people` has this average (128,): the most alike, if alike enough by both scores; else None."""
+    """Who of `people` has this average (128,): the first in the book of all who are alike enough by both scores.
+
+    Somebody whose first photos were too unlike each other is in the book twice, until the averages are good enough
+    for both to match. The first counts then, so that he ends with one virtual face and not with two in turn.
+    """
     options = options or BookOptions()
     if not people:
         return None
     averages = np.stack([entry.average for entry in people])
     cosines = averages @ average
-    best = int(np.argmax(cosines))
-    cosine = float(cosines[best])
-    if cosine < options.same_person:
-        return None
-    norms = [_deviations(cosine, cohort @ side) for side in (average, averages[best])]
-    return people[best] if sum(norms) / 2 >= options.same_person_norm else None
+    for number in np.flatnonzero(cosines >= options.same_person):
+        cosine = float(cosines[number])
+        norms = [_deviations(cosine, cohort @ side) for side in (average, averages[number])]
+        if sum(norms) / 2 >= options.same_person_norm:
+            return people[number]
+    return None
 
 
 def merged(people: tuple[Entry, ...], guests: tuple[Entry, ...], cohort: F32) -> tuple[Entry, ...]:
@@ -298,7 +304,7 @@ def merged(people: tuple[Entry, ...], guests: tuple[Entry, ...], cohort: F32) ->
     everybody = list(people)
     for guest in guests:
         is_known = any(entry.id == guest.id for entry in everybody)
-        if not is_known and best_match(tuple(everybody), guest.average, cohort) is None:
+        if not is_known and find_match(tuple(everybody), guest.average, cohort) is None:
             everybody.append(guest)
     return tuple(everybody)
 
