@@ -13,6 +13,7 @@ from keyface.pipeline.live_sink import checked_pixels
 _INSTALL_CAMERA = {
     "linux": "Load the kernel module: sudo modprobe v4l2loopback exclusive_caps=1 (package v4l2loopback-dkms).",
     "darwin": "Install OBS Studio and start its virtual camera once.",
+    "win32": "Install OBS Studio, which brings a virtual camera.",
 }
 
 
@@ -49,7 +50,7 @@ class VirtualCameraSink:
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise SinkError(
-                f"The virtual camera cannot be opened at {width}x{height}: {' '.join(str(error).split())}.",
+                f"The virtual camera cannot be opened at {width}x{height}: {' '.join(str(error).split()).rstrip('.')}.",
                 _INSTALL_CAMERA.get(sys.platform, "See the documentation of pyvirtualcam."),
             ) from error
         self.name = f"virtual camera {self._camera.device}"

@@ -17,15 +17,23 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fake_chain import BOX, fake_parts, read_video
+from fault_chain import no_threads_left
+from live_chain import Screen, Steering
 from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, until
 from rtsp_server import SYSTEM_PYTHON, need_server, number_of
 
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline import live_sink_carrier
-from keyface.pipeline.frame import Frame
+from keyface.pipeline.frame import Frame, SafeFrame
+from keyface.pipeline.live import LiveReport, run_live
+from keyface.pipeline.live_address import parse_source
 from keyface.pipeline.live_sink import make_sink
 from keyface.pipeline.live_sink_address import parse_push
 from keyface.pipeline.live_sink_push import PushSink
+from keyface.pipeline.live_sink_recording import RecordingSink
+from keyface.pipeline.live_source import LiveSource
+from keyface.pipeline.live_source_options import LiveSourceOptions
 
 pytestmark = pytest.mark.timeout(120)
 RTSP_RECEIVER = Path(__file__).with_name("rtsp_receiver_process.py")
@@ -107,22 +115,11 @@ def test_picture_and_sound_arrive(kind: str, tmp_path: Path) -> None:
     last = [entry for entry in entries if entry["number"] is not None][-1]
     in_stream_s = last["time_s"] - first["time_s"]
     assert in_stream_s == pytest.approx((last["number"] - first["number"]) / 25, abs=0.01)
+    keys_s = [entry["time_s"] for entry in entries if entry["is_key"]]
+    assert len(keys_s) >= 2 and max(np.diff(keys_s)) <= 1.1  # where viewers can join
     loud = [entry["level"] for entry in receiver.entries("audio")]
     assert np.median(loud) == pytest.approx(0.5 / 2**0.5, abs=0.05)
     assert sink.problem == "" and sink.reconnects == 0
-
-
-def test_viewers_find_a_key_frame_every_second(tmp_path: Path) -> None:
-    url = rtmp(free_port())
-    sink = push(url)
-    with Receiver(url, "flv", tmp_path, listen="1") as receiver:
-        pacer = Pacer(sink)
-        assert pacer.run(lambda: len(receiver.numbers()) > 80, 40)
-        sink.close()
-    coding = [entry for entry in receiver.entries("video") if entry["is_key"]]
-    times_s = [entry["time_s"] for entry in coding]
-    assert len(times_s) >= 3
-    assert max(np.diff(times_s)) <= 1.1
 
 
 @contextmanager
@@ -313,6 +310,9 @@ def test_no_process_stays_behind_when_the_program_is_killed() -> None:
     """The carrier ends with its input, whatever happened to who wrote it."""
     code = f"""
 import time
+from fake_chain import BOX, fake_parts, read_video
+from fault_chain import no_threads_left
+from live_chain import Screen, Steering
 from live_sink_cases import Pacer
 from keyface.pipeline.live_sink import make_sink
 sink = make_sink("udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}")
@@ -336,3 +336,53 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return False
     return status != "Z"
+
+
+# In the stream.
+
+
+def test_a_stop_ends_everything_within_a_second_whatever_sinks_do(tmp_path: Path) -> None:
+    """A receiver that takes the connection and says nothing, one that is not there, a sink that never comes
+    back, and a recording, which is complete."""
+    release = threading.Event()
+
+    class Stuck(Screen):
+        def write(self, frame: SafeFrame) -> None:
+            super().write(frame)
+            release.wait(60)
+
+    stopped_s: list[float] = []
+
+    def steer(report: LiveReport) -> None:
+        if report.frames_out > 20:
+            stopped_s.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    recording, screen, stuck = RecordingSink(tmp_path / "a.mp4"), Screen(), Stuck()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sinks = [push(rtmp(silent.getsockname()[1])), push(rtmp(free_port())), stuck, screen, recording]
+        source = LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(160, 120), fps=25))
+        report, ending = run_live(source, sinks, fake_parts(BOX), on_tick=steer)
+    took_s = time.monotonic() - stopped_s[0]
+    release.set()
+    assert ending == "interrupted" and took_s < 2.0
+    assert len(read_video(tmp_path / "a.mp4")[0]) == len(screen.frames) > 20
+    assert [sink.written for sink in report.outputs[:3]] == [0, 0, 0]
+    assert report.age.p95_ms < 1000  # those who show nothing do not count
+    assert no_threads_left() and screen.endings == [True] and stuck.endings == []
+
+
+def test_a_push_alone_outlives_its_receiver(tmp_path: Path) -> None:
+    """The stream goes on although its only output has nobody to send to."""
+    url = rtmp(free_port())
+    receiver = Receiver(url, "flv", tmp_path, listen="1")
+    steps = Steering(
+        (lambda report: report.outputs[0].state == "lost", receiver.start),
+        (lambda report: len(receiver.entries("video")) > 5, receiver.kill),
+        (lambda report: report.outputs[0].state == "lost", lambda: None),
+    )
+    source = LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(160, 120), fps=25))
+    report, ending = run_live(source, [push(url)], fake_parts(BOX), on_tick=steps)
+    assert ending == "interrupted" and report.outputs[0].dropped > 0
+    assert len(receiver.entries("video")) > 5
+    assert no_threads_left()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from fake_chain import read_video
@@ -159,6 +162,85 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
     with pytest.raises(SinkError, match=r"pip install 'keyface\[stream\]'"):
         make_sink("virtual")
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_it_is_obs(platform: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_sink_camera.sys, "platform", platform)
+    stand_in.fail = "'obs' backend: not installed"
+    sink = make_sink("virtual")
+    with pytest.raises(SinkError, match="Install OBS Studio"):
+        sink.open(SIZE_WH, 30.0)
+
+
+def test_the_real_package_drives_a_back_end_of_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyvirtualcam itself, with a back-end beside its own that checks what it is given."""
+    reason = "pyvirtualcam is not installed: pip install 'keyface[stream]'"
+    pyvirtualcam = pytest.importorskip("pyvirtualcam", reason=reason)
+    made: list[Any] = []
+
+    class Backend:
+        def __init__(self, *, width: int, height: int, fps: float, fourcc: int, device: str | None) -> None:
+            self.size, self.fps, self.name = width * height * 3, fps, device or "stand-in"
+            self.fourcc, self.n_closed = fourcc, 0
+            self.sent: list[np.ndarray] = []
+            made.append(self)
+
+        def send(self, frame: np.ndarray) -> None:
+            assert frame.dtype == np.uint8 and frame.shape == (self.size,) and frame.flags.c_contiguous
+            self.sent.append(frame.copy())
+
+        def close(self) -> None:
+            self.n_closed += 1
+
+        def device(self) -> str:
+            return self.name
+
+        def native_fourcc(self) -> int:
+            return self.fourcc
+
+    monkeypatch.setattr(pyvirtualcam.camera, "BACKENDS", {"stand-in": Backend})
+    sink = make_sink("virtual:stage-left")
+    sink.open(SIZE_WH, 30.0)
+    for number in range(3):
+        sink.write(safe(number / 30))
+    sink.close()
+    sink.close()
+    (backend,) = made
+    assert sink.name == "virtual camera stage-left" and backend.n_closed == 1 and len(backend.sent) == 3
+    assert np.array_equal(backend.sent[0].reshape(64, 96, 3), safe().image_rgb)
+
+
+def loopback_device() -> str:
+    """A device of v4l2loopback, '' when there is none."""
+    for name in sorted(Path("/sys/devices/virtual/video4linux").glob("video*")):
+        if Path("/dev", name.name).exists():
+            return f"/dev/{name.name}"
+    return ""
+
+
+def test_a_real_virtual_camera_shows_the_picture() -> None:
+    """Needs pyvirtualcam and the kernel module v4l2loopback."""
+    pytest.importorskip("pyvirtualcam", reason="pyvirtualcam is not installed: pip install 'keyface[stream]'")
+    device = loopback_device()
+    if not device:
+        pytest.skip("no device of v4l2loopback: sudo modprobe v4l2loopback exclusive_caps=1")
+    sink = make_sink(f"virtual:{device}")
+    sink.open((320, 240), 25.0)
+    picture = redact_frame(Frame(np.full((240, 320, 3), (200, 90, 40), np.uint8), 0, 0.0), [])
+    seen: list[np.ndarray] = []
+    try:
+        with av.open(device, format="v4l2", options={"fflags": "nonblock"}, timeout=5.0) as camera:
+            for _ in range(100):
+                sink.write(picture)
+                with contextlib.suppress(av.BlockingIOError):
+                    seen += [frame.to_ndarray(format="rgb24") for frame in camera.decode(video=0)]
+                if seen:
+                    break
+                time.sleep(0.02)
+    finally:
+        sink.close()
+    assert seen and np.abs(seen[0].astype(int) - picture.image_rgb).mean() < 8
 
 
 # The window.
