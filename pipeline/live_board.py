@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keyface.pipeline.live import LiveReport
 
 _RATE_OVER_S = 2.0
+_STANDSTILL_S = 10.0  # without a frame, after which the stream does not count as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,15 @@ class LiveBoard:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._report: LiveReport | None = None
+        self._last_output_s = clock_s()
         self._past: deque[tuple[float, int, int, int]] = deque()
 
     def __call__(self, report: LiveReport) -> None:
         """Takes the newest report."""
         now = (self._clock_s(), report.frames_in, report.frames_out, report.dropped)
         with self._lock:
+            if self._report is None or self._report.frames_out != report.frames_out:
+                self._last_output_s = now[0]
             self._report = report
             self._past.append(now)
             while len(self._past) > 2 and now[0] - self._past[1][0] >= _RATE_OVER_S:
@@ -78,6 +82,15 @@ class LiveBoard:
     def problem(self) -> str:
         """What the last loss of the source was, one sentence without secrets; '' when there was none."""
         return self._problem()
+
+    @property
+    def is_well(self) -> bool:
+        """True while the source is live and frames come out, or a pause holds them back."""
+        with self._lock:
+            report, last_s = self._report, self._last_output_s
+        if report is None or report.state != "live" or self.has_ended:
+            return False
+        return self.controls.mode == "slate" or self._clock_s() - last_s < _STANDSTILL_S
 
     def rates(self) -> Rates:
         """Of about the last two seconds; zeros before that."""

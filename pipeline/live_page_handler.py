@@ -174,11 +174,10 @@ class PageHandler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, text, METRICS_TYPE)
 
     def _health(self) -> None:
-        """200 while the source is live, else 503."""
-        report = self.page.board.report
-        is_well = report is not None and report.state == "live" and not self.page.board.has_ended
+        """200 or 503, see `LiveBoard.is_well`."""
+        is_well = self.page.board.is_well
         code = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(code, b"live\n" if is_well else b"no picture\n", "text/plain; charset=utf-8")
+        self._answer(code, b"well\n" if is_well else b"no picture\n", "text/plain; charset=utf-8")
 
     def _json(self, code: HTTPStatus, value: Any) -> None:
         self._answer(code, json.dumps(value).encode(), "application/json")

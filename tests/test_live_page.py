@@ -169,6 +169,23 @@ def test_health_says_whether_there_is_a_picture() -> None:
         assert ask(page, "health").code == 503
 
 
+def test_health_sees_a_chain_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [50.0]
+    with served() as page:
+        monkeypatch.setattr(page.board, "_clock_s", lambda: now_s[0])
+        page.board(report_of(frames_out=480))
+        now_s[0] += 9.0
+        page.board(report_of(frames_out=480))
+        assert ask(page, "health").code == 200
+        now_s[0] += 2.0
+        assert ask(page, "health").code == 503
+        page.controls.is_paused = True  # no frame is shown on purpose
+        assert ask(page, "health").code == 200
+        page.controls.is_paused = False
+        page.board(report_of(frames_out=481))
+        assert ask(page, "health").code == 200
+
+
 # Controls.
 
 
@@ -282,7 +299,7 @@ def test_nothing_is_encoded_while_nobody_watches() -> None:
 def test_large_pictures_are_scaled() -> None:
     with served() as page:
         page.sink.write(safe_pattern(0, (1920, 1080)))
-        assert picture_of(ask(page, "picture.jpg").body).shape == (720, 1280, 3)
+        assert picture_of(ask(page, "picture.jpg").body).shape == (540, 960, 3)
 
 
 def test_watchers_share_what_is_encoded_and_are_bounded() -> None:
