@@ -44,25 +44,27 @@ def check_bench(report: Any, origin: str = "bench report") -> None:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         got = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise UsageError(f"{origin}: schema is {got!r}, want {SCHEMA!r}.", _WAY_OUT)
-    _check(report, _FORM, origin)
+    check_form(report, _FORM, origin)
 
 
-def _check(value: Any, form: Any, where: str) -> None:
-    """`form`: a type or types, [form] for a list, {str: form} for a table, {key: form} for a record,
+def check_form(value: Any, form: Any, where: str) -> None:
+    """Raises UsageError unless a value has a form.
+
+    `form`: a type or types, [form] for a list, {str: form} for a table, {key: form} for a record,
     (None, form) for a record that may be null."""
     if isinstance(form, tuple) and form[0] is None:
         if value is not None:
-            _check(value, form[1], where)
+            check_form(value, form[1], where)
     elif isinstance(form, list):
         _expect(isinstance(value, list), value, where, "a list")
         for index, item in enumerate(value):
-            _check(item, form[0], f"{where}[{index}]")
+            check_form(item, form[0], f"{where}[{index}]")
     elif isinstance(form, dict):
         _expect(isinstance(value, dict), value, where, "a table")
         if str not in form:
             _expect(set(value) == set(form), sorted(value), where, f"the keys {', '.join(sorted(form))}")
         for key, item in value.items():
-            _check(item, form.get(str, form.get(key)), f"{where}.{key}")
+            check_form(item, form.get(str, form.get(key)), f"{where}.{key}")
     else:
         _expect(isinstance(value, form) and not isinstance(value, bool), value, where, _names(form))
         _expect(not isinstance(value, float) or math.isfinite(value), value, where, "a finite number")

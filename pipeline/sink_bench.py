@@ -7,7 +7,7 @@ writes into a temporary folder and removes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -31,10 +31,14 @@ def write_bench_clip(
     width: int | None = None,
     size_wh: tuple[int, int] | None = None,
     n_frames: int | None = None,
+    fps: int | None = None,
+    others: Sequence[Path] = (),
 ) -> int:
     """Copies a clip, several times beside itself and scaled.
 
     Args:
+        fps: of the result, its frames as they are; None: that of the clip.
+        others: clips that take turns with the first in the grid, each fitted to its size; needs `n_frames`.
         faces: copies in a grid, every other one mirrored.
         width: px of the result, its shape kept.
         size_wh: px of the result; the clip is fitted inside and the rest is grey.
@@ -47,11 +51,11 @@ def write_bench_clip(
             f"bench clip: got {faces} faces, width {width}, size {size_wh}, want positive numbers."
         )
     with FileSource(source) as clip:
-        rate = clip.info.frame_rate
+        rate = clip.info.frame_rate if fps is None else Fraction(fps)
     written = 0
-    frames = _frames(source, n_frames)
+    frames = zip(*(_frames(path, n_frames) for path in (source, *others)), strict=False)
     first = _arrange(next(frames), faces, width, size_wh)
-    rest = (_arrange(frame, faces, width, size_wh) for frame in frames)
+    rest = (_arrange(pictures, faces, width, size_wh) for pictures in frames)
     with av.open(str(target), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "veryfast"})
         stream.height, stream.width = first.shape[:2]
@@ -79,15 +83,23 @@ def _endless(source: Path) -> Iterator[Frame]:
             yield from clip
 
 
-def _arrange(image_rgb: ImageRgb, faces: int, width: int | None, size_wh: tuple[int, int] | None) -> ImageRgb:
+def _arrange(
+    pictures: Sequence[ImageRgb], faces: int, width: int | None, size_wh: tuple[int, int] | None
+) -> ImageRgb:
+    """`faces` pictures in a grid; a picture that comes again is mirrored every other time."""
     columns = math.ceil(math.sqrt(faces))
     rows = math.ceil(faces / columns)
-    grid = np.full((rows * image_rgb.shape[0], columns * image_rgb.shape[1], 3), _GREY, np.uint8)
+    height, wide = pictures[0].shape[:2]
+    grid = np.full((rows * height, columns * wide, 3), _GREY, np.uint8)
     for index in range(faces):
         row, column = divmod(index, columns)
-        top, left = row * image_rgb.shape[0], column * image_rgb.shape[1]
-        grid[top : top + image_rgb.shape[0], left : left + image_rgb.shape[1]] = (
-            image_rgb[:, ::-1] if index % 2 else image_rgb
+        picture = pictures[index % len(pictures)]
+        if picture.shape != pictures[0].shape:
+            scale = min(wide / picture.shape[1], height / picture.shape[0])
+            picture = _on_canvas(picture, scale, (wide, height))
+        is_mirrored = index // len(pictures) % 2
+        grid[row * height : (row + 1) * height, column * wide : (column + 1) * wide] = (
+            picture[:, ::-1] if is_mirrored else picture
         )
     height_px, width_px = grid.shape[:2]
     if size_wh is not None:

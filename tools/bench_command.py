@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import UsageError
+from keyface.tools import bench_stream_command
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
@@ -26,7 +27,14 @@ def add_parser(subparsers: Any) -> None:
         description="Runs the real chain on a clip, as a program of its own and again inside this one, then "
         "every network alone on every back-end that is installed. Close other programs first.",
     )
-    parser.add_argument("--clip", type=Path, help="default: a clip of a generated person, made for this")
+    parser.add_argument(
+        "what", nargs="?", choices=("chain", "stream"), default="chain",
+        help="stream: how fast, how late and how safe a live stream is (default: chain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clip", type=Path, action="append", metavar="FILE", dest="clips",
+        help="default: a clip of a generated person, made for this; `bench stream` takes several",
+    )  # fmt: skip
     parser.add_argument("--frames", type=int, metavar="N", help="frames to process; short clips are repeated")
     parser.add_argument("--width", type=int, metavar="PX", help="scale the clip to this width")
     parser.add_argument("--size", metavar="WxH", help="fit the clip into a picture of this size")
@@ -39,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--only", choices=("chain", "engines"), help="measure one part only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="print B / A")
+    bench_stream_command.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_comparison(compare_bench(first, second), args.compare)))
         return 0
     _check(args)
+    if args.what == "stream":
+        return bench_stream_command.run(args, args.clips or [])
     report = measure(args)
     check_bench(report)
     print(json.dumps(report, indent=2) if args.json else "\n".join(_lines(report)))
@@ -61,8 +72,14 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name}: got {value}, want 1 or more.")
-    if args.clip is not None and not args.clip.is_file():
-        raise UsageError(f"--clip: there is no file {args.clip}.")
+    for clip in args.clips or []:
+        if not clip.is_file():
+            raise UsageError(f"--clip: there is no file {clip}.")
+    if args.what == "chain" and len(args.clips or []) > 1:
+        raise UsageError(
+            "--clip: the chain is measured on one clip.", "Give one, or use 'keyface bench stream'."
+        )
+    args.clip = args.clips[0] if args.clips else None
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
