@@ -16,6 +16,9 @@ PYTEST_ARGS ?=
 # it out, and so does the recipe where only the CUDA build is to be had: those tests then skip and say why.
 TORCH ?= torch==2.13.0
 
+# Builds engines for graphics cards ahead of time, without a card; some tests do. `TENSORRT_RTX=none` leaves it out.
+TENSORRT_RTX ?= tensorrt-rtx-cu13>=1.5
+
 # The first interpreter that is new enough (and not newer than what mediapipe has wheels for).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
@@ -49,6 +52,7 @@ $(TEST_STAMP): | $(BIN)/python
 	@echo '== installing keyface and what its tests need into $(VENV)'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[test,openvino]'
 	@BIN='$(BIN)' TORCH='$(TORCH)' bash tests/install_torch.sh
+	@BIN='$(BIN)' TENSORRT_RTX='$(TENSORRT_RTX)' bash tests/install_tensorrt_rtx.sh
 	@bash tests/install_media_servers.sh
 	@bash tests/install_browser.sh
 	@rm -f $(VENV)/.keyface-app-* $(VENV)/.keyface-test-*
