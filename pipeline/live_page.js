@@ -78,7 +78,7 @@ function showControls() {
     }
   }
   const step = state.report ? state.report.quality : 0;
-  quality.options[0].textContent = step ? `Quality: auto, now ${step}` : "Quality: auto";
+  quality.options[0].textContent = step ? `Quality: automatic, now step ${step}` : "Quality: automatic";
   if (document.activeElement !== quality) {
     quality.value = controls.quality === null ? "" : String(controls.quality);
   }
