@@ -34,6 +34,7 @@ class World:
         stored_meanwhile: what the book has when a choice is to be kept, if not that choice.
         book_problem: why the book cannot be written.
         kept, refused: what the book was told: (person, candidate), and people.
+        keys: those that were changed to; has_left_book: the book was left for it.
         asked: controls (54,) of each rendering, None for a person as he is.
     """
 
@@ -56,6 +57,8 @@ class World:
     kept: list[tuple[int, int]] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    keys: list[Any] = field(default_factory=list)
+    has_left_book: bool = False
     n_opened: int = 0
 
     def generator(self) -> FakeEngine:
@@ -168,6 +171,16 @@ class People:
 
     def refuse(self, person: int) -> None:
         self.world.refused.append(person)
+
+    def leave_book(self) -> None:
+        self.world.has_left_book = True
+
+    def under(self, key: Any) -> People:
+        self.world.keys.append(key)
+        return self
+
+    def close(self) -> None:
+        self.world.closed.append("key")
 
     def w(self, embedding: np.ndarray, candidate: int) -> np.ndarray:
         return np.full(512, candidate, np.float32)
