@@ -15,6 +15,7 @@ import hmac
 import ipaddress
 import re
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -171,6 +172,10 @@ class LivePage:
         except ValueError:
             return name in self._host_names
         return True
+
+    def admit(self, connection: socket.socket) -> None:
+        """Lets a connection that has shown the token keep its place when many come."""
+        self._server.admit(connection)
 
     def asset(self, name: str) -> tuple[bytes, str] | None:
         """A fixed file of the page and its type; None for other names."""

@@ -94,6 +94,7 @@ class PageHandler(BaseHTTPRequestHandler):
         if not self.page.knows_token(token):
             self._refuse(HTTPStatus.FORBIDDEN)
             return None
+        self.page.admit(self.connection)
         if not slash:
             self._refuse(HTTPStatus.NOT_FOUND)
             return None

@@ -1,5 +1,8 @@
 """A small HTTP server that ends: few connections at once, each with a time-out, all threads joined at the end.
 
+When all places are taken, a newcomer takes that of the connection that has waited longest without showing a
+token: strangers who connect and say nothing cannot keep out those who may come in.
+
 Apart from the runner, this is the only place that makes threads: one that waits for connections and one for
 each connection.
 """
@@ -45,6 +48,7 @@ class BoundedServer(HTTPServer):
             self.address_family = socket.AF_INET6
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._strangers: dict[socket.socket, None] = {}  # those of them without a token so far, oldest first
         self._main: threading.Thread | None = None
         self.is_closing = False
         try:
@@ -78,23 +82,34 @@ class BoundedServer(HTTPServer):
         with self._lock:
             connections = dict(self._connections)
         for connection, thread in connections.items():
-            with contextlib.suppress(OSError):  # its own thread has closed it meanwhile
-                connection.shutdown(socket.SHUT_RDWR)
+            _shut(connection)
             thread.join(_JOIN_S)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hands a connection to a thread, or refuses it when there are many."""
+        """Hands a connection to a thread, or refuses it when all places are taken by those with a token."""
         thread = threading.Thread(
             target=self._serve, args=(request, client_address), name="keyface-page-client", daemon=True
         )
         with self._lock:
-            is_full = len(self._connections) >= MOST_CONNECTIONS or self.is_closing
-            if not is_full:
+            is_full = len(self._connections) >= MOST_CONNECTIONS
+            oldest = next(iter(self._strangers), None) if is_full else None
+            is_refused = self.is_closing or (is_full and oldest is None)
+            if oldest is not None:
+                del self._strangers[oldest]
+                del self._connections[oldest]
+                _shut(oldest)  # under the lock: its own thread closes it only afterwards
+            if not is_refused:
                 self._connections[request] = thread
-        if is_full:
+                self._strangers[request] = None
+        if is_refused:
             self.shutdown_request(request)
         else:
             thread.start()
+
+    def admit(self, request: socket.socket) -> None:
+        """Says that a connection has shown a token: it keeps its place."""
+        with self._lock:
+            self._strangers.pop(request, None)
 
     def _serve(self, request: socket.socket, client_address: Any) -> None:
         try:
@@ -106,7 +121,14 @@ class BoundedServer(HTTPServer):
         finally:
             with self._lock:
                 self._connections.pop(request, None)
+                self._strangers.pop(request, None)
             self.shutdown_request(request)
+
+
+def _shut(connection: socket.socket) -> None:
+    """Ends what its thread waits for."""
+    with contextlib.suppress(OSError):  # its own thread has closed it meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _why(error: Exception) -> str:

@@ -45,7 +45,7 @@ class ConsoleLine:
         line = self._line(report)
         if self._is_terminal:
             self._is_begun = True
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             print(f"\r\x1b[2K{line[: max(1, width - 1)]}", end="", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
