@@ -25,7 +25,7 @@ from keyface.pipeline.live_audio import AudioPiece
 
 LEGAL_SINKS = (
     "virtual, virtual:DEVICE, window, page, page:PORT, null, FILE.mp4, FILE.m3u8, hls:SECONDS:FILE.m3u8, or a URL of "
-    "rtsp, rtsps, rtmp, rtmps, srt or udp"
+    "rtsp, rtsps, rtmp, rtmps, srt or udp, or env:NAME for what an environment variable holds of these"
 )
 
 
@@ -153,6 +153,19 @@ def _recording(text: str, may_replace: bool) -> LiveSink:
     return RecordingSink(_new_file(text, may_replace))
 
 
+def _from_environment(rest: str, may_replace: bool) -> LiveSink:
+    text = os.environ.get(rest, "").strip()
+    if not text:
+        raise UsageError(f"--sink env: the variable {rest!r} is not set or empty.", "Put the URL into it.")
+    try:
+        return make_sink(text, may_replace=may_replace)
+    except UsageError as error:
+        if "://" in text:
+            raise
+        # What is no URL may be a password that got into the wrong variable.
+        raise UsageError(f"--sink env: the variable {rest!r} names no sink.", error.way_out) from None
+
+
 def _hls(rest: str, may_replace: bool) -> LiveSink:
     from keyface.pipeline.live_sink_hls import HlsSink
 
@@ -189,5 +202,6 @@ _KINDS: dict[str, Callable[[str, bool], LiveSink]] = {
     "window": _window,
     "virtual": _virtual_camera,
     "hls": _hls,
+    "env": _from_environment,
 }
 _FILES: dict[str, Callable[[str, bool], LiveSink]] = {".mp4": _recording, ".m3u8": _hls}

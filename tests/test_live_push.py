@@ -81,6 +81,16 @@ def test_a_wrong_url_is_refused_and_not_repeated(url: str, said: str) -> None:
     assert not [secret for secret in SECRETS if secret in str(caught.value)]
 
 
+def test_a_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSH_TO", "rtmp://hidden-user:hidden-password@host/hidden-path")
+    assert make_sink("env:PUSH_TO").name == "rtmp://host"
+    for text in ("", "hidden-password"):
+        monkeypatch.setenv("PUSH_TO", text)
+        with pytest.raises(UsageError, match="PUSH_TO") as caught:
+            make_sink("env:PUSH_TO")
+        assert "hidden-password" not in str(caught.value)
+
+
 def test_only_safe_frames_are_sent() -> None:
     sink = push(rtmp(free_port()))
     sink.open(PUSH_SIZE_WH, 25.0)
