@@ -39,6 +39,7 @@ class EngineOptions:
             installed is used, and a model that is not listed takes ONNX Runtime (LiteRT for .tflite).
         precision: used for the models in `reduced_precision` where back-end and processor can, else f32.
         reduced_precision: models whose output may be approximate.
+        on_device_loss: when a graphics card is lost or full: go on on the CPU, or fail.
     """
 
     threads: int = 0
@@ -47,6 +48,7 @@ class EngineOptions:
     backends: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     precision: Precision = "f32"
     reduced_precision: tuple[str, ...] = ()
+    on_device_loss: Literal["cpu", "stop"] = "cpu"
 
     def __post_init__(self) -> None:
         for name, count in {"threads": self.threads, **self.threads_by_model}.items():

@@ -215,7 +215,8 @@ class _Writer:
 
     def concat(self, args: list[int], options: Any, out: int) -> None:
         batched = next(i for i in args if i not in self.constants)
-        names = [self._as_many(i, batched) if i in self.constants else self.get(i) for i in args]
+        repeats = self._is_batched
+        names = [self._as_many(i, batched) if i in self.constants and repeats else self.get(i) for i in args]
         self.where[out, "nhwc"] = self.op("Concat", names, axis=int(options.axis))
 
     def _as_many(self, constant: int, batched: int) -> str:

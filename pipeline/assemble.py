@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from keyface.configs.schema import BackendName, load_preset
+from keyface.configs.schema import load_preset
+from keyface.engines.chain_network import open_chain_network
 from keyface.engines.engine import Array, Engine, TensorSpec
-from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
 from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.book import IdentityBook
@@ -48,10 +48,7 @@ def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
         engine_options = replace(engine_options, threads=options.threads, threads_by_model={})
 
     def open_network(name: str) -> Engine:
-        path = store.path(name)
-        # LiteRT alone reads .tflite: the option chooses among those that read ONNX.
-        backend: BackendName = options.backend if path.suffix == ".onnx" else "auto"
-        return open_engine(path, name=name, backend=backend, options=engine_options)
+        return open_chain_network(store, name, backend=options.backend, options=engine_options)
 
     return open_network
 

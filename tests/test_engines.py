@@ -290,7 +290,7 @@ def test_a_precision_that_a_back_end_lacks_is_an_error(affine: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"thread": 2}, "unknown key 'thread'. Legal keys: allow_spinning, backends, precision"),
+        ({"thread": 2}, "unknown key 'thread'. Legal keys: allow_spinning, backends, on_device_loss"),
         ({"threads": True}, "threads is True, want a whole number"),
         ({"threads": -1}, "threads of 'threads' is -1"),
         ({"precision": "f64"}, "Legal values: 'f32', 'bf16', 'f16'"),

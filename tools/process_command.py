@@ -78,7 +78,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print a summary as JSON on standard output")
     how.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     how.add_argument(
-        "--backend", choices=("auto", "onnxruntime", "openvino"), default="auto", help="default: auto"
+        "--backend",
+        choices=("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"),
+        default="auto",
+        help="default: auto; the last three need a graphics card, see --preset gpu",
     )
     how.add_argument(
         "--generator", type=int, choices=(256, 1024), default=256, metavar="PX",
