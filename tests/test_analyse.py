@@ -15,6 +15,7 @@ from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.face import F32, AnalysedFrame, Detection, FaceMesh
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.geometry import iou_matrix, points_5_from_mesh
+from keyface.pipeline.track import TrackOptions
 
 MeshAt = Callable[..., FaceMesh]
 Array = npt.NDArray[Any]
@@ -34,6 +35,7 @@ class World:
         self.false_alarms: list[Detection] = []
         self.n_detections = self.n_near = self.n_meshes = 0
         self.is_closed = False
+        self.input_scale = 1.0
         self.failure: Exception | None = None
 
     def put(self, *faces: tuple[float, float, float] | tuple[float, float, float, float, float]) -> None:
@@ -349,3 +351,83 @@ def test_real_occlusion_is_bridged(analyser: Analyser, shared_dir: Path) -> None
 def test_no_face_in_an_animation(analyser: Analyser, shared_dir: Path) -> None:
     results = play_clip(analyser, frames(shared_dir / "data/videos/noface/pyfeat_no_face.mp4", 40))
     assert not any(result.faces for result in results)
+
+
+# ---------------------------------------------------------------- unseen faces of a live picture
+LIVE = {"detect_every": 1, "track": TrackOptions(max_gap_s=3.0, max_followed_s=10.0, max_growth=1.2)}
+
+
+def test_a_face_that_only_the_landmarks_follow_keeps_its_mosaic(world: World) -> None:
+    play = Play(world, **LIVE)
+    for step in range(6):
+        world.put((200 + 2 * step, 180, 80))
+        play.step()
+    for step in range(6, 206):  # eight seconds in which the detector finds nothing, and the face walks away
+        world.put((200 + 2 * step, 180, 80, 0.0, 0.99))
+        (face,) = play.step().faces
+        assert face.is_predicted and face.mesh is None
+        x0, y0, x1, y1 = face.box_xyxy
+        assert x0 <= 170 + 2 * step and x1 >= 230 + 2 * step and y0 <= 145 and y1 >= 215
+    for _ in range(60):
+        faces = play.step().faces
+    assert not faces, "after ten seconds it is given up"
+
+
+def test_a_face_that_nobody_finds_keeps_its_mosaic_for_three_seconds(world: World) -> None:
+    play = Play(world, **LIVE)
+    for _ in range(6):
+        world.put((200, 180, 80))
+        play.step()
+    world.put()
+    sizes = []
+    for _ in range(74):
+        (face,) = play.step().faces
+        assert face.is_predicted
+        sizes.append(float(face.box_xyxy[2] - face.box_xyxy[0]) / 64)
+    later = [play.step().faces for _ in range(6)]
+    assert later[-3:] == [(), (), ()]
+    assert sizes == sorted(sizes) and 2.1 < sizes[-1] < 2.5, "it grows, to a limit"
+
+
+def test_places_that_are_not_finite_are_no_places(world: World) -> None:
+    play = Play(world, **LIVE)
+    world.put((200, 180, 80))
+    play.step()
+    nothing = np.full(4, np.nan, np.float32)
+    world.false_alarms = [Detection(nothing, np.full((5, 2), np.nan, np.float32), 0.99)]
+    for _ in range(5):
+        (face,) = play.step().faces
+        assert np.isfinite(face.box_xyxy).all()
+
+
+def test_a_mesh_that_is_not_finite_is_no_mesh(world: World, mesh_at: MeshAt) -> None:
+    play = Play(world, **LIVE)
+    world.put((200, 180, 80))
+    play.step()
+
+    def nowhere(*_: Any, **__: Any) -> FaceMesh:
+        mesh = mesh_at((168, 140, 232, 220))
+        return FaceMesh(np.full_like(mesh.points_xyz, np.nan), mesh.blendshapes, mesh.pose_ypr_deg, 0.99)
+
+    found = world.find
+    play.analyser._landmarker.detect = nowhere  # type: ignore[union-attr,method-assign]
+    for _ in range(3):
+        (face,) = play.step().faces
+        assert face.mesh is None and np.isfinite(face.box_xyxy).all()
+    play.analyser._landmarker.detect = found  # type: ignore[union-attr,method-assign]
+    (face,) = play.step().faces
+    assert face.mesh is not None
+
+
+def test_pace_may_be_changed_while_it_runs(world: World) -> None:
+    play = Play(world, detect_every=1)
+    world.put((200, 180, 80))
+    for _ in range(8):
+        play.step()
+    before = world.n_detections
+    assert before == 8
+    play.analyser.detect_every = 3
+    play.analyser.detect_scale = 0.75
+    for _ in range(9):
+        play.step()
+    assert world.n_detections == before + 3 and world.input_scale == 0.75

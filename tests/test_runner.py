@@ -266,6 +266,59 @@ def test_drops_happen_only_where_the_plan_says() -> None:
     assert sink.seen == sorted(sink.seen) and sink.seen[-1] == 299
 
 
+def test_no_more_are_in_flight_than_allowed_and_what_waits_is_the_newest() -> None:
+    lock, flying, most = threading.Lock(), 0, 0
+
+    def enter(item: int) -> int:
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        return item
+
+    def leave(item: int) -> None:
+        nonlocal flying
+        time.sleep(0.01)
+        with lock:
+            flying -= 1
+
+    plans = [
+        _plan("first", Step(enter), when_full="drop_oldest", capacity=1),
+        _plan("middle", Step()),
+        _plan("sink", Step(leave)),
+    ]
+
+    def source() -> Iterator[int]:
+        for item in range(200):
+            time.sleep(0.002)
+            yield item
+
+    report = Runner(source(), plans, max_in_flight=2).run()
+    assert report.dropped > 0
+    assert most == 2 and report.delivered + report.dropped == 200
+
+
+@pytest.mark.parametrize("discard", [False, True])
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+def test_a_limit_in_flight_does_not_hold_up_a_stop_or_a_failure(discard: bool, max_in_flight: int) -> None:
+    plans = [_plan("a", Step()), _plan("b", Step()), _plan("sink", Step())]
+    runner = Runner(_endless(), plans, max_in_flight=max_in_flight)
+    threading.Timer(0.1, lambda: runner.stop(discard=discard)).start()
+    assert runner.run().delivered > 0
+    assert _no_threads_left()
+    fails = Step(lambda item: 1 // (item < 5))
+    with pytest.raises(StageError, match="'b' failed"):
+        Runner(range(99), [_plan("a", Step()), _plan("b", fails)], max_in_flight=max_in_flight).run()
+    assert _no_threads_left()
+
+
+def test_bad_limits_in_flight_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_in_flight 0"):
+        Runner(range(3), [_plan("a", Step())], max_in_flight=0)
+    with pytest.raises(ValueError, match="buffered"):
+        Runner(range(3), [_plan("a", Hold())], max_in_flight=2)
+
+
 @pytest.mark.parametrize("discard", [False, True])
 def test_stop_from_another_thread(discard: bool) -> None:
     sink = Step()
