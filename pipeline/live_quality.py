@@ -68,7 +68,7 @@ class QualityOptions:
 
     target_fps: float = 25.0
     least_share: float = 0.93
-    max_age_s: float = 0.15
+    max_age_s: float = 0.12
     first_hold_s: float = 8.0
     longest_hold_s: float = 240.0
 

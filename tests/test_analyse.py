@@ -386,7 +386,7 @@ def test_a_face_that_nobody_finds_keeps_its_mosaic_for_three_seconds(world: Worl
         sizes.append(float(face.box_xyxy[2] - face.box_xyxy[0]) / 64)
     later = [play.step().faces for _ in range(6)]
     assert later[-3:] == [(), (), ()]
-    assert sizes == sorted(sizes) and 2.1 < sizes[-1] < 2.5, "it grows, to a limit"
+    assert np.diff(sizes).min() > -0.01 and 2.1 < sizes[-1] < 2.5, "it grows, to a limit"
 
 
 def test_places_that_are_not_finite_are_no_places(world: World) -> None:
