@@ -28,6 +28,7 @@ from keyface.pipeline.verification import (
     estimate_below,
     estimate_equal_error,
     estimate_mean,
+    estimate_share,
     pairs_aligned,
     pairs_between,
     pairs_within,
@@ -250,15 +251,20 @@ def _picture_figures(table: PeopleTable) -> dict[str, Estimate]:
 
 
 def _share(parts: list[tuple[Mask, Mask]], table: PeopleTable) -> Estimate:
-    return _mean([(hit.astype(np.float64), there) for hit, there in parts], table)
+    return estimate_share(
+        _scores([(hit.astype(np.float64), there) for hit, there in parts], table), table.n_people
+    )
 
 
 def _mean(parts: list[tuple[F64, Mask]], table: PeopleTable) -> Estimate:
+    return estimate_mean(_scores(parts, table), table.n_people)
+
+
+def _scores(parts: list[tuple[F64, Mask]], table: PeopleTable) -> Scores:
     values = np.concatenate([v[m] for v, m in parts])
     people = np.concatenate([table.people[m] for _, m in parts])
     known = np.isfinite(values)
-    scores = Scores(values[known], np.stack([people[known]] * 2, 1))
-    return estimate_mean(scores, table.n_people)
+    return Scores(values[known], np.stack([people[known]] * 2, 1))
 
 
 def _expression(table: PeopleTable, views: list[View]) -> Estimate:

@@ -40,7 +40,8 @@ class Estimate:
 
     Attributes:
         value: None when nothing could be measured.
-        low, high: 2.5 % and 97.5 % quantiles over people drawn anew with replacement; None likewise.
+        low, high: 2.5 % and 97.5 % quantiles over people drawn anew with replacement; None likewise. For shares
+            of 0 and 1 see `estimate_share`.
         count: photos or pairs; people: different people among them.
     """
 
@@ -185,7 +186,21 @@ def estimate_mean(scores: Scores, n_people: int) -> Estimate:
 def estimate_below(scores: Scores, threshold: float, n_people: int) -> Estimate:
     """Share of scores below a threshold: the unsuccessful match rate."""
     is_below = (scores.values < threshold).astype(np.float64)
-    return estimate(lambda w: float(np.average(is_below, weights=w[0])), [scores], n_people=n_people)
+    return estimate_share(Scores(is_below, scores.people), n_people)
+
+
+def estimate_share(hits: Scores, n_people: int) -> Estimate:
+    """Mean of scores that are 0 or 1.
+
+    Where all are alike a bootstrap knows no spread. The interval then ends at the exact (Clopper and Pearson) bound
+    for as many independent trials as there are people: 0.025^(1/n), or 1 less that.
+    """
+    found = estimate_mean(hits, n_people)
+    if not found.people or found.value not in (0.0, 1.0):
+        return found
+    bound = 0.025 ** (1 / found.people)
+    low, high = (bound, 1.0) if found.value == 1.0 else (0.0, 1 - bound)
+    return Estimate(found.value, low, high, found.count, found.people)
 
 
 def estimate_equal_error(mated: Scores, other: Scores, n_people: int) -> Estimate:

@@ -125,6 +125,15 @@ def test_figures_have_intervals_around_them() -> None:
         assert found.people == 30
 
 
+def test_a_share_of_all_or_none_is_not_taken_for_certain() -> None:
+    people = np.repeat(np.arange(30), 2)
+    scores = Scores(np.full(60, 0.2), np.stack([people, people], 1))
+    every, none = estimate_below(scores, 0.5, 30), estimate_below(scores, 0.1, 30)
+    # Of 30 people without an exception one can say with 97.5 % that fewer than 11.6 % are exceptions.
+    assert (every.value, every.high) == (1.0, 1.0) and every.low == pytest.approx(1 - 0.1157, abs=1e-3)
+    assert (none.value, none.low) == (0.0, 0.0) and none.high == pytest.approx(0.1157, abs=1e-3)
+
+
 def test_nothing_to_measure_is_no_value() -> None:
     none = Scores(np.zeros(0), np.zeros((0, 2), np.int64))
     for found in (estimate_mean(none, 3), estimate_equal_error(none, none, 3), estimate_area(none, none, 3)):
