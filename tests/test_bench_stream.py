@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rtsp_server import free_port
 
 from keyface.configs.bench_stream_report import STREAM_SCHEMA, TARGETS, check_stream_bench, verdicts
-from keyface.configs.errors import UsageError
+from keyface.configs.errors import SourceError, UsageError
 from keyface.tools import bench_stream, bench_stream_command, bench_stream_faults
+from keyface.tools.bench_stream_drops import CommandServer
 from keyface.tools.main import main
 
 TIMES = {"count": 3, "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 2, "total_s": 0.1}
@@ -134,6 +138,52 @@ def test_rotation_figures_look_at_the_moment_of_the_change() -> None:
     }  # fmt: skip
     nothing = bench_stream._rotation_figures(watch, {"asked": 3.0})
     assert nothing["in_use_s"] is None
+
+
+SERVER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    while True:
+        listener.accept()[0].close()
+"""
+
+
+def test_a_server_by_command_is_killed_frozen_and_back(tmp_path: Path) -> None:
+    program, port = tmp_path / "server.py", free_port()
+    program.write_text(SERVER, encoding="utf-8")
+    command = f"{sys.executable} {program} {port}"
+
+    def listens() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    with CommandServer(command, f"rtsp://127.0.0.1:{port}/x") as server:
+        assert listens()
+        server.fail("kill")
+        assert not listens()
+        server.restore()
+        assert listens()
+        server.fail("freeze")
+        server.restore()
+        assert listens()
+    assert not listens()
+
+
+def test_servers_that_cannot_serve_are_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="cannot be started"),
+        CommandServer("/none/at/all", "rtsp://127.0.0.1:9/"),
+    ):
+        pass
+    ends = f"{sys.executable} -c pass"
+    with (
+        pytest.raises(SourceError, match="ended at once"),
+        CommandServer(ends, f"rtsp://127.0.0.1:{free_port()}/"),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keyface.configs.errors import UsageError
+from keyface.tools.bench_stream_drops import CommandServer, measure_drops
 
 _SECONDS = 20.0
 _PARTS = ("one", "three", "mosaic", "rotation")
@@ -42,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--soak", type=float, default=0.0, metavar="S",
         help="run a looped clip for S seconds: memory, threads, files, age",
     )  # fmt: skip
+    live.add_argument(
+        "--drops", type=int, default=0, metavar="N",
+        help="fail a server N times, and measure how the stream comes back; needs --server and --url",
+    )  # fmt: skip
+    live.add_argument(
+        "--server", metavar="COMMAND", help="a program that serves --url; started and killed here"
+    )
+    live.add_argument("--url", help="what --server serves")
 
 
 def run(args: argparse.Namespace, clips: Sequence[Path]) -> int:
@@ -54,6 +63,10 @@ def run(args: argparse.Namespace, clips: Sequence[Path]) -> int:
         raise UsageError(f"--parts: got {', '.join(sorted(unknown))}.", f"Legal: {', '.join(_PARTS)}, none.")
     if args.faults < 0 or args.soak < 0 or args.seconds <= 0:
         raise UsageError("--faults, --soak and --seconds: want positive numbers.")
+    if args.drops and not (args.drops > 0 and args.server and args.url):
+        raise UsageError("--drops needs a number above 0, --server and --url.")
+    if args.drops:
+        CommandServer(args.server, args.url)  # says at once what is wrong with them
     with tempfile.TemporaryDirectory(prefix="keyface-bench-") as name:
         report = measure(args, parts, clips, Path(name))
     check_stream_bench(report)
@@ -81,13 +94,17 @@ def measure(
         _say(f"{part} ...")
         key = None if part == "mosaic" else key_file
         runs[part] = bench_stream.run_program(clips[faces], folder, key, args.seconds, faces, extra)
-    rotation = soak = faults = None
+    rotation = soak = faults = drops = None
     if "rotation" in parts:
         _say("another key in mid-stream ...")
         rotation = bench_stream.measure_rotation(clips[1], _parts(key_file, args.backend))
     if args.soak:
         _say(f"{args.soak:g} s of a looped clip ...")
         soak = bench_stream.measure_soak(clips[1], _parts(key_file, args.backend), args.soak)
+    if args.drops:
+        _say(f"{args.drops} drops of a stream ...")
+        parts_ = _parts(key_file, args.backend)
+        drops = measure_drops(args.url, args.server, args.drops, parts_, seed=args.seed)
     if args.faults:
         from keyface.tools.bench_stream_faults import count_leaks
 
@@ -102,8 +119,8 @@ def measure(
         "rotation": rotation,
         "faults": faults,
         "soak": soak,
-        "drops": None,
-        "verdicts": verdicts(_values(runs, rotation, faults, soak)),
+        "drops": drops,
+        "verdicts": verdicts(_values(runs, rotation, faults, soak, drops)),
     }
 
 
@@ -124,7 +141,9 @@ def _parts(key_file: Path, backend: Any) -> Any:
         )
 
 
-def _values(runs: dict[str, Any], rotation: Any, faults: Any, soak: Any) -> dict[str, float | None]:
+def _values(
+    runs: dict[str, Any], rotation: Any, faults: Any, soak: Any, drops: Any
+) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for name, label in (("one", "one face"), ("three", "three faces"), ("mosaic", "mosaic only")):
         if name in runs:
@@ -141,6 +160,8 @@ def _values(runs: dict[str, Any], rotation: Any, faults: Any, soak: Any) -> dict
     if faults:
         counts = [faults[kind] for kind in ("real", "canned") if faults[kind]]
         values["raw faces under faults"] = float(sum(count["raw_frames"] for count in counts))
+    if drops:
+        values["back after a drop"] = drops["back_s"]["max"]
     if soak:
         values["soak, memory drift"] = soak["memory_drift"]
     return values
@@ -177,6 +198,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         told.append(
             f"soak: {s['seconds']:g} s, memory {100 * s['memory_drift']:+.1f} %, threads {s['threads'][-1:]}"
         )
+    if report["drops"]:
+        d = report["drops"]
+        told.append(f"{d['drops']} drops: {d['lost_for_good']} lost for good, back after {d['back_s']}")
     for v in report["verdicts"]:
         value = "-" if v["value"] is None else f"{v['value']:.3g}"
         told.append(f"{v['figure']:24s} {value:>8s}  {v['target']:16s} {v['outcome']}")
