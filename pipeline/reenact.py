@@ -192,11 +192,13 @@ class Reenactor:
         role.last_s = item.frame.pts_s
         wanted = self._wanted(role, face.mesh, item.frame.pts_s)
         again = self._show_again(role, wanted, face, item.frame.pts_s)
+        found = again or self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
         role.since_look += 1
-        if again is not None:
-            return "too_alike" if role.is_too_alike else again
-        found = self._show(role, wanted, face, self._o.correction, item.frame.pts_s)
-        if isinstance(found, VirtualFace) and role.since_look >= self._o.look_every:
+        # A look costs as much as a rendering: where renderings are shown again it waits for such a frame.
+        is_cheap = (
+            again is not None or self.pace.render_every == 1 or role.since_look > 2 * self._o.look_every
+        )
+        if isinstance(found, VirtualFace) and role.since_look >= self._o.look_every and is_cheap:
             role.since_look = 0
             self._look(role, item, face, found, 0.4)
         return "too_alike" if role.is_too_alike else found
