@@ -44,6 +44,7 @@ __all__ = ["LiveSource", "LiveSourceOptions", "LiveStatus", "SourceState", "patt
 
 _LEAST_STEP_S = 1e-4  # between two frames, whatever the clock says
 _GRACE_S = 1.0  # that opening has beyond its own time-outs
+_PATIENT_EACH = 8  # opening is waited out for a source whose size comes late
 _SAME_ASPECT = 0.02
 
 
@@ -82,6 +83,8 @@ class LiveSource:
         self._sound = None if self.audio is None else SoundFeed(self.audio, lambda: self.status.origin_s)
         self.on_frame: Callable[[Frame], None] | None = None
         self._is_stopped = threading.Event()
+        self._opens_with_size = False  # when it was well
+        self._n_in_vain = 0  # openings in a row without a picture
         self._opening: GuardedCall[Any] = GuardedCall(_close)
 
     def stop(self) -> None:
@@ -150,13 +153,17 @@ class LiveSource:
             container = self._opened(is_known=is_known)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise why_not(error, label, options.open_timeout_s) from None
+        self._n_in_vain += 1
         try:
             connection = Connection(
-                container, self.address, options, self.status, self._is_stopped, self._sound
-            )
+                container, self.address, options, self.status, self._is_stopped, self._sound,
+                is_hasty=self._opens_with_size and self._n_in_vain % _PATIENT_EACH != 0,
+            )  # fmt: skip
             if options.fps is None and connection.fps is not None and not is_known:
                 self.status.fps = connection.fps
-            yield from connection.pictures()
+            for picture in connection.pictures():
+                self._opens_with_size, self._n_in_vain = connection.has_size, 0
+                yield picture
         except (av.FFmpegError, OSError) as error:
             raise why_not(error, label, read_timeout_s(self.address, options)) from None
         finally:

@@ -137,7 +137,7 @@ def url_settings(scheme: str, options: LiveSourceOptions, *, is_known: bool = Fa
     settings = {
         "fflags": "+genpts+discardcorrupt",
         "flags": "low_delay",
-        "analyzeduration": "1000000" if is_known else "2000000",
+        "analyzeduration": "2000000",
         "protocol_whitelist": _PROTOCOLS[family],
     }
     if is_known:

@@ -45,12 +45,14 @@ class Connection:
     Args:
         container: PyAV input, opened with time-outs; closed by the caller.
         sound: gets the sound, None: it is not wanted.
+        is_hasty: better opened again than waited for when the size of the picture is not known yet.
 
     Attributes:
+        has_size: the size was known from the beginning.
         is_recording: it ends by itself, and was sent faster than it is to be shown.
 
     Raises:
-        SourceError: it has no picture that can be decoded.
+        SourceError: it has no picture that can be decoded, or see `is_hasty`.
     """
 
     def __init__(
@@ -61,11 +63,19 @@ class Connection:
         status: LiveStatus,
         is_stopped: threading.Event,
         sound: SoundFeed | None = None,
+        *,
+        is_hasty: bool = False,
     ) -> None:
         self._container, self._address, self._options, self._status = container, address, options, status
         self._is_stopped = is_stopped
         self._stream = video_stream(container, address.label)
         context = self._stream.codec_context
+        self.has_size = context.width > 0
+        if is_hasty and not self.has_size:
+            # What was noise when libav looked at it stays closed to it when the noise is over.
+            raise SourceError(
+                f"{address.label} sends nothing that can be read as video.", "Check the source."
+            )
         # Threads that work on several frames would hold these back, and those that work on the slices of one
         # keep libav's H.264 decoder from noticing that a slice is missing.
         self._stream.thread_type = "NONE" if context.name == "h264" else "SLICE"

@@ -140,6 +140,21 @@ def test_noise_in_the_pictures_is_never_shown_as_sound(clips: list[Path]) -> Non
     assert any(frame.is_suspect for frame in reading.frames)
 
 
+def test_a_server_that_comes_back_with_noise_first_is_found_when_that_is_over(clips: list[Path]) -> None:
+    """Examined while it sends noise, a stream stays closed to libav: it must be opened again."""
+    options = replace(CALM, silence_s=30.0, open_timeout_s=2.0)
+    with RtspServer(clips[:1]) as server, Reading(url_source(server.url, options)) as reading:
+        reading.wait_for_more(10)
+        server.kill()
+        server.start()
+        server.tell("garbage")
+        time.sleep(3.0)
+        server.tell("serve")
+        reading.wait(lambda: reading.source.status.reconnects == 1)
+        n = len(reading.frames)
+        reading.wait(lambda: sum(not frame.is_suspect for frame in reading.frames[n:]) >= 10)
+
+
 def test_sound_without_a_picture_counts_as_silence(clips: list[Path]) -> None:
     options = replace(CALM, with_audio=True)
     with RtspServer(clips[:1], audio=True) as server, Reading(url_source(server.url, options)) as reading:
