@@ -116,9 +116,16 @@ class SinkPost:
         _LOG.warning("An output has failed and is left out: %s", failure)
 
     def join(self, deadline_s: float) -> None:
-        """Waits for the thread until `deadline_s` on the clock of `time.monotonic`."""
+        """Waits for the thread until `deadline_s` on the clock of `time.monotonic`. A sink that got no picture
+        has none, and is closed here."""
         if self._thread is not None:
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
+        elif self._state == "waiting":
+            self._state = "closed"
+            try:
+                self.sink.close()
+            except Exception as error:
+                self.fail(error)
 
     def report(self) -> SinkReport:
         """The figures so far, from any thread."""

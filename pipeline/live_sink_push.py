@@ -138,7 +138,6 @@ class PushSink:
     def close(self) -> None:
         """Ends the stream properly where that can be done at once."""
         carrier, tracks, container = self._carrier, self._tracks, self._container
-        self._carrier = self._tracks = self._container = None
         if carrier is None:
             return
         is_good = self._connected_s is not None
@@ -147,6 +146,7 @@ class PushSink:
                 tracks.finish()
                 container.close()
         carrier.close(is_patient=is_good)
+        self._carrier = self._tracks = self._container = None
 
     def finish(self, *, is_complete: bool) -> None:
         """Nothing to keep."""

@@ -20,6 +20,8 @@ from rtsp_server import numbered
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece
 from keyface.pipeline.live_sink import LiveSink, SoundSink
+from keyface.pipeline.live_sink_address import parse_push
+from keyface.pipeline.live_sink_push import PushSink
 from keyface.pipeline.redact import redact_frame
 
 SIZE_WH = (96, 64)
@@ -136,3 +138,11 @@ class Receiver:
     def numbers(self) -> list[int]:
         """Numbers of the frames that came, as read off the pictures."""
         return [entry["number"] for entry in self.entries("video") if entry["number"] is not None]
+
+
+def rtmp(port: int, user: str = "") -> str:
+    return f"rtmp://{user}127.0.0.1:{port}/hidden-path/key"
+
+
+def push(url: str, **options: float) -> PushSink:
+    return PushSink(parse_push(url), first_pause_s=0.1, longest_pause_s=0.3, **options)

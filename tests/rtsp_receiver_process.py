@@ -3,7 +3,7 @@ GStreamer's RTSP server.
 
 Usage: rtsp_receiver_process.py --port N --folder DIR [--auth USER:PASSWORD]
 
-Each stream becomes a file in the folder, as MPEG-TS. Prints "ready" when it serves.
+Each stream, of a picture without sound, becomes a file in the folder, as MPEG-TS. Prints "ready" when it serves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-RECEIVE = "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! filesink name=file async=false buffer-mode=unbuffered )"
+RECEIVE = (
+    "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! "
+    "filesink name=file async=false buffer-mode=unbuffered )"
+)
 
 
 def main() -> None:

@@ -14,13 +14,16 @@ import numpy as np
 from rtsp_server import number_of
 
 
+QUICK = {"fflags": "nobuffer", "analyzeduration": "500000"}
+
+
 def say(**entry: Any) -> None:
     sys.stdout.write(json.dumps({"at_s": time.monotonic(), **entry}) + "\n")
     sys.stdout.flush()
 
 
 def receive(url: str, format: str, options: dict[str, str]) -> None:
-    with av.open(url, format=format, options={"fflags": "nobuffer", **options}, timeout=(60, 30)) as source:
+    with av.open(url, format=format, options={**QUICK, **options}, timeout=(60, 30)) as source:
         for stream in source.streams.video:
             stream.thread_type = "SLICE"
         for packet in source.demux():

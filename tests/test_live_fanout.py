@@ -184,7 +184,7 @@ def test_nothing_shown_is_a_good_end_too() -> None:
     only = fanout(one)
     only.close()
     only.finish(is_complete=True)
-    assert one.size_wh is None and only.reports()[0].state == "waiting"
+    assert one.size_wh is None and one.is_closed and only.reports()[0].state == "closed"
 
 
 def test_a_slow_sink_gets_the_newest_and_memory_stays_bounded(blocking: Blocking) -> None:

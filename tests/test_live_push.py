@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -13,38 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-from fake_chain import BOX, fake_parts, read_video
-from fault_chain import no_threads_left
-from live_chain import Screen, Steering
-from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, until
+from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, push, rtmp, until
 from rtsp_server import SYSTEM_PYTHON, need_server, number_of
 
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline import live_sink_carrier
-from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live import LiveReport, run_live
-from keyface.pipeline.live_address import parse_source
+from keyface.pipeline.frame import Frame
 from keyface.pipeline.live_sink import make_sink
 from keyface.pipeline.live_sink_address import parse_push
 from keyface.pipeline.live_sink_push import PushSink
-from keyface.pipeline.live_sink_recording import RecordingSink
-from keyface.pipeline.live_source import LiveSource
-from keyface.pipeline.live_source_options import LiveSourceOptions
 
 pytestmark = pytest.mark.timeout(120)
 RTSP_RECEIVER = Path(__file__).with_name("rtsp_receiver_process.py")
-
-
-def rtmp(port: int, user: str = "") -> str:
-    return f"rtmp://{user}127.0.0.1:{port}/hidden-path/key"
-
-
-def push(url: str, **options: float) -> PushSink:
-    return PushSink(parse_push(url), first_pause_s=0.1, longest_pause_s=0.3, **options)
 
 
 # Names.
@@ -147,9 +134,18 @@ def rtsp_receiver(port: int, folder: Path, auth: str = "") -> Iterator[subproces
         process.communicate()
 
 
-def numbers_in(file: Path) -> list[int | None]:
+def decoded(file: Path, kind: str) -> list[Any]:
+    """Frames of a kind, without those that are torn."""
+    frames: list[Any] = []
     with av.open(str(file)) as container:
-        return [number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        for packet in container.demux(next(stream for stream in container.streams if stream.type == kind)):
+            with contextlib.suppress(av.FFmpegError):
+                frames += packet.decode()
+    return frames
+
+
+def numbers_in(file: Path) -> list[int | None]:
+    return [number_of(frame.to_ndarray(format="rgb24")) for frame in decoded(file, "video")]
 
 
 def test_an_rtsp_server_takes_the_stream_and_takes_it_again_after_a_restart(tmp_path: Path) -> None:
@@ -177,6 +173,27 @@ def test_an_rtsp_server_takes_the_stream_and_takes_it_again_after_a_restart(tmp_
         numbers = numbers_in(file)
         assert len(numbers) >= 40 and None not in numbers[1:]
     assert pacer.longest_s < 2.0  # whatever happens, a frame is taken or refused at once
+
+
+def test_rtsp_carries_sound_too(tmp_path: Path) -> None:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        pytest.skip("no second RTSP server to test with: install ffmpeg")
+    url, out = f"rtsp://127.0.0.1:{free_port()}/hidden-path", tmp_path / "out.ts"
+    receiver = subprocess.Popen(
+        [program, "-loglevel", "quiet", "-rtsp_flags", "listen", "-i", url, "-c", "copy", str(out)],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    sink = push(url)
+    try:
+        pacer = Pacer(sink, with_sound=True)
+        assert pacer.run(lambda: sum(pacer.results) > 75, 30)
+        sink.close()  # says goodbye, upon which ffmpeg ends its file
+        assert receiver.wait(15) == 0
+    finally:
+        receiver.kill()
+        receiver.wait(10)
+    assert len(numbers_in(out)) > 50 and len(decoded(out, "audio")) > 80
 
 
 def test_srt_arrives(tmp_path: Path) -> None:
@@ -267,6 +284,25 @@ def test_a_server_that_never_agrees_holds_nobody_up(how: str) -> None:
             connection.close()
 
 
+def test_trying_again_and_again_gathers_nothing() -> None:
+    sink = PushSink(parse_push(rtmp(free_port())), first_pause_s=0.01, longest_pause_s=0.01)
+    pacer = Pacer(sink)
+    tries: list[float] = []
+    make = sink._make_carrier
+
+    def counted(stall_s: float) -> live_sink_carrier.Carrier:
+        tries.append(stall_s)
+        return make(stall_s)
+
+    sink._make_carrier = counted
+    handles: list[int] = []
+    for n in (2, 10):
+        assert pacer.run(lambda n=n: len(tries) >= n and sink._carrier is None, 60)  # type: ignore[misc]
+        handles.append(len(os.listdir("/dev/fd")))
+    sink.close()
+    assert handles[1] <= handles[0]
+
+
 def test_a_receiver_that_stalls_is_given_up_and_found_again(tmp_path: Path) -> None:
     """It neither reads nor goes away. The sink waits for `stall_s`, on its own thread, and then begins anew."""
     url = rtmp(free_port())
@@ -320,9 +356,6 @@ def test_no_process_stays_behind_when_the_program_is_killed() -> None:
     """The carrier ends with its input, whatever happened to who wrote it."""
     code = f"""
 import time
-from fake_chain import BOX, fake_parts, read_video
-from fault_chain import no_threads_left
-from live_chain import Screen, Steering
 from live_sink_cases import Pacer
 from keyface.pipeline.live_sink import make_sink
 sink = make_sink("udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}")
@@ -346,53 +379,3 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return False
     return status != "Z"
-
-
-# In the stream.
-
-
-def test_a_stop_ends_everything_within_a_second_whatever_sinks_do(tmp_path: Path) -> None:
-    """A receiver that takes the connection and says nothing, one that is not there, a sink that never comes
-    back, and a recording, which is complete."""
-    release = threading.Event()
-
-    class Stuck(Screen):
-        def write(self, frame: SafeFrame) -> None:
-            super().write(frame)
-            release.wait(60)
-
-    stopped_s: list[float] = []
-
-    def steer(report: LiveReport) -> None:
-        if report.frames_out > 20:
-            stopped_s.append(time.monotonic())
-            raise KeyboardInterrupt
-
-    recording, screen, stuck = RecordingSink(tmp_path / "a.mp4"), Screen(), Stuck()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        sinks = [push(rtmp(silent.getsockname()[1])), push(rtmp(free_port())), stuck, screen, recording]
-        source = LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(160, 120), fps=25))
-        report, ending = run_live(source, sinks, fake_parts(BOX), on_tick=steer)
-    took_s = time.monotonic() - stopped_s[0]
-    release.set()
-    assert ending == "interrupted" and took_s < 2.0
-    assert len(read_video(tmp_path / "a.mp4")[0]) == len(screen.frames) > 20
-    assert [sink.written for sink in report.outputs[:3]] == [0, 0, 0]
-    assert report.age.p95_ms < 1000  # those who show nothing do not count
-    assert no_threads_left() and screen.endings == [True] and stuck.endings == []
-
-
-def test_a_push_alone_outlives_its_receiver(tmp_path: Path) -> None:
-    """The stream goes on although its only output has nobody to send to."""
-    url = rtmp(free_port())
-    receiver = Receiver(url, "flv", tmp_path, listen="1")
-    steps = Steering(
-        (lambda report: report.outputs[0].state == "lost", receiver.start),
-        (lambda report: len(receiver.entries("video")) > 5, receiver.kill),
-        (lambda report: report.outputs[0].state == "lost", lambda: None),
-    )
-    source = LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(160, 120), fps=25))
-    report, ending = run_live(source, [push(url)], fake_parts(BOX), on_tick=steps)
-    assert ending == "interrupted" and report.outputs[0].dropped > 0
-    assert len(receiver.entries("video")) > 5
-    assert no_threads_left()
