@@ -13,7 +13,6 @@ import av
 import numpy as np
 from rtsp_server import number_of
 
-
 QUICK = {"fflags": "nobuffer", "analyzeduration": "500000"}
 
 
