@@ -49,7 +49,7 @@ class BookOptions:
     same_person_norm: float = 4.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pin:
     """Who stands in for a person for good: candidate number and w (512,)."""
 
