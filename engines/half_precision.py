@@ -173,6 +173,22 @@ def emulate_half(model: onnx.ModelProto, *, keep_float32: Iterable[str] = ()) ->
     return copy
 
 
+def pack_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in float32 as before, with its weights rounded to float16: half the bytes to carry."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    casts = []
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            name, half = tensor.name, f"{tensor.name}__packed"
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), half))
+            casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *copy.graph.node]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
 def open_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose inputs and outputs take any batch where the file says 1.
 

@@ -73,20 +73,20 @@ class FaceMeasure(nn.Module):
     def look(self, image: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
         """Points (N, 478, 3) px and presence (N,), from the square roi (N, 3): centre x, y, side px."""
         scale = roi[:, 2] / 256
-        theta = torch.zeros(len(roi), 2, 3, dtype=image.dtype)
+        theta = torch.zeros(len(roi), 2, 3, dtype=image.dtype, device=image.device)
         theta[:, 0, 0] = theta[:, 1, 1] = scale
         theta[:, 0, 2], theta[:, 1, 2] = roi[:, 0] / 128 - 1, roi[:, 1] / 128 - 1
         grid = F.affine_grid(theta, [len(roi), 3, 256, 256], align_corners=False)
         crop = F.grid_sample(image * 0.5 + 0.5, grid, padding_mode="border", align_corners=False)
         raw, presence, *_ = self.mesh(crop.permute(0, 2, 3, 1))
         local = raw.reshape(-1, 478, 3).float() / 256
-        shift = torch.cat([roi[:, :2] - roi[:, 2:] / 2, torch.zeros(len(roi), 1)], 1)
+        shift = torch.cat([roi[:, :2] - roi[:, 2:] / 2, roi.new_zeros(len(roi), 1)], 1)
         return local * roi[:, 2, None, None] + shift[:, None], torch.sigmoid(presence.reshape(-1).float())
 
     def forward(self, image: Tensor, *, with_identity: bool = True) -> Measured:
         image = image.clamp(-1, 1)
         with torch.no_grad():
-            first, _ = self.look(image, torch.tensor([MEAN_ROI]).expand(len(image), 3))
+            first, _ = self.look(image, image.new_tensor([MEAN_ROI]).expand(len(image), 3))
             low, high = first[..., :2].amin(1), first[..., :2].amax(1)
             roi = torch.cat([(low + high) / 2, ((high - low).amax(1) * 1.5)[:, None]], 1)
         points, presence = self.look(image, roi)
@@ -102,8 +102,8 @@ class FaceMeasure(nn.Module):
             1,
         )
         crop_from_112 = _similarity(self.arcface.expand(len(p), 5, 2), five)
-        to_unit = torch.tensor([[1 / 128, 0, -1.0], [0, 1 / 128, -1.0], [0, 0, 1]])
-        from_unit = torch.tensor([[56.0, 0, 56], [0, 56, 56], [0, 0, 1]])
+        to_unit = p.new_tensor([[1 / 128, 0, -1.0], [0, 1 / 128, -1.0], [0, 0, 1]])
+        from_unit = p.new_tensor([[56.0, 0, 56], [0, 56, 56], [0, 0, 1]])
         theta = (to_unit @ crop_from_112 @ from_unit)[:, :2]
         crop = F.grid_sample(
             image, F.affine_grid(theta, [len(p), 3, 112, 112], align_corners=False), align_corners=False
@@ -113,7 +113,7 @@ class FaceMeasure(nn.Module):
         if "sface" in self.recognisers:
             found.append(F.normalize(self.recognisers["sface"](rgb), dim=1))
         if "mobilefacenet" in self.recognisers:
-            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            mean, std = rgb.new_tensor([0.485, 0.456, 0.406]), rgb.new_tensor([0.229, 0.224, 0.225])
             norm = (rgb / 255 - mean[:, None, None]) / std[:, None, None]
             found.append(F.normalize(self.recognisers["mobilefacenet"](norm), dim=1))
         return torch.cat(found, 1)
@@ -134,7 +134,7 @@ class FaceMeasure(nn.Module):
         )
         offset = points[:, :468, 2].mean(1, keepdim=True) * per_px
         _, scale = self._procrustes(torch.stack([x, y, -z], 2))
-        rotation = torch.eye(3).expand(len(p), 3, 3)
+        rotation = torch.eye(3, device=p.device).expand(len(p), 3, 3)
         for _ in range(2):
             depth = (z - offset + 1) / scale.detach()[:, None]
             rotation, again = self._procrustes(torch.stack([x * depth, y * depth, -depth], 2))
@@ -147,7 +147,7 @@ class FaceMeasure(nn.Module):
         weight = self.rigid_weight[None, :, None]
         centred = targets - (weight * targets).sum(1, keepdim=True)
         u, _, vt = torch.linalg.svd((centred * weight).transpose(1, 2) @ self.rigid_xyz)
-        sign = torch.ones(len(u), 3)
+        sign = u.new_ones(len(u), 3)
         sign[:, 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vt))
         rotation = (u * sign[:, None]) @ vt
         fitted = self.rigid_xyz @ rotation.transpose(1, 2)
@@ -162,7 +162,7 @@ def _similarity(source: Tensor, target: Tensor) -> Tensor:
     norm = (s**2).sum((1, 2))
     a = (s * t).sum((1, 2)) / norm
     b = (s[..., 0] * t[..., 1] - s[..., 1] * t[..., 0]).sum(1) / norm
-    out = torch.zeros(len(s), 3, 3)
+    out = s.new_zeros(len(s), 3, 3)
     out[:, 0, 0], out[:, 0, 1], out[:, 1, 0], out[:, 1, 1], out[:, 2, 2] = a, -b, b, a, 1
     out[:, :2, 2] = mt[:, 0] - (out[:, :2, :2] @ ms.transpose(1, 2))[..., 0]
     return out

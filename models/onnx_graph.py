@@ -138,8 +138,8 @@ def _gather(o: Attributes, fixed: list[Any]) -> Callable[..., Tensor]:
     index, axis = np.asarray(fixed[0]), o.get("axis", 0)
     if index.size != 1:
         raise ValueError(f"onnx Gather: {index.size} indices are not covered, want one")
-    at = int(index.reshape(-1)[0])
-    return lambda x: x.narrow(axis, at, 1) if index.ndim else x.select(axis, at)
+    at, keeps = int(index.reshape(-1)[0]), index.ndim > 0
+    return lambda x: x.narrow(axis, at, 1) if keeps else x.select(axis, at)
 
 
 def _reduce(method: str) -> _OpMaker:

@@ -62,7 +62,11 @@ class TfliteModule(nn.Module):
     def _add_constant(self, index: int, array: np.ndarray[Any, Any]) -> None:
         if array.dtype == np.float16:
             array = array.astype(np.float32)
-        self.register_buffer(f"c{index}", torch.from_numpy(array.copy()))
+        constant = torch.from_numpy(array.copy())
+        if constant.is_floating_point():
+            self.register_buffer(f"c{index}", constant)
+        else:  # shapes and axes: read by the host, so they stay there when the module moves to a card
+            setattr(self, f"c{index}", constant)
         self.constant_of[index] = f"c{index}"
 
     def _fold_dequantize(self) -> None:

@@ -27,7 +27,7 @@ N_HELD_OUT = 32
 @dataclass(frozen=True)
 class HeadConfig:
     """width: channels of the head's convolution; seconds: time budget of this call; batch: images a step;
-    is_compiled: fused bfloat16 kernels (needs a C++ compiler)."""
+    is_compiled: fused bfloat16 kernels (needs a C++ compiler); device: as PyTorch calls it."""
 
     width: int = 48
     batch: int = 4
@@ -36,6 +36,7 @@ class HeadConfig:
     steps: int = 4000
     seed: int = 0
     is_compiled: bool = True
+    device: str = "cpu"
 
 
 def initial_head(weights: dict[str, Tensor], width: int) -> Head256:
@@ -86,12 +87,12 @@ def train_head(
         PSNR in dB on the held-out pairs.
     """
     weights = onnx_initialisers(synthesis_1024)
-    trunk = Trunk(weights).requires_grad_(False).eval()
-    head = initial_head(weights, config.width)
+    trunk = Trunk(weights).requires_grad_(False).eval().to(config.device)
+    head = initial_head(weights, config.width).to(config.device)
     optimiser = torch.optim.Adam(head.parameters(), config.lr, betas=(0.9, 0.99))
     step, checkpoint = 0, out.with_suffix(".ckpt")
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=config.device)
         head.load_state_dict(state["head"])
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
@@ -101,9 +102,9 @@ def train_head(
     start, rng = time.monotonic(), np.random.default_rng([config.seed, step])
     while step < config.steps and time.monotonic() - start < config.seconds:
         picks = rng.choice(len(w_plus) - N_HELD_OUT, config.batch, replace=False)
-        w = torch.from_numpy(w_plus[picks])
-        target = torch.from_numpy(targets[picks]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
+        w = torch.from_numpy(w_plus[picks]).to(config.device)
+        target = torch.from_numpy(targets[picks]).to(config.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.is_compiled):
             with torch.no_grad():
                 features = run_trunk(w)
             image = run_head(features, w)
@@ -118,7 +119,7 @@ def train_head(
             log.info("head step %d loss %.4f", step, float(loss.detach()))
             _save_state(head, optimiser, step, checkpoint)
     _save_state(head, optimiser, step, checkpoint)
-    save_file({k: v.half() for k, v in head.tensors().items()}, str(out))
+    save_file({k: v.half().cpu() for k, v in head.tensors().items()}, str(out))
     return evaluate_head(trunk, head, w_plus[-N_HELD_OUT:], targets[-N_HELD_OUT:])
 
 
@@ -130,10 +131,10 @@ def _save_state(head: Head256, optimiser: torch.optim.Adam, step: int, checkpoin
 
 def evaluate_head(trunk: Trunk, head: Head256, w_plus: np.ndarray, targets: np.ndarray) -> float:
     """Mean PSNR in dB over the given pairs."""
-    scores = []
+    scores, device = [], head.rgb_weight.device
     with torch.no_grad():
         for w, t in zip(w_plus, targets, strict=True):
-            x = torch.from_numpy(w[None])
-            target = torch.from_numpy(t).permute(2, 0, 1)[None].float() / 127.5 - 1
+            x = torch.from_numpy(w[None]).to(device)
+            target = torch.from_numpy(t).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
             scores.append(psnr(head(trunk(x), x), target))
     return float(np.mean(scores))

@@ -36,7 +36,8 @@ MAX_YAW_DEG, MAX_PITCH_DEG = 38.0, 28.0
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """people: per step, two motions each; seconds: time budget of this call; steps: length of the schedule."""
+    """people: per step, two motions each; seconds: time budget of this call; steps: length of the schedule;
+    device: as PyTorch calls it."""
 
     people: int = 3
     lr: float = 1e-3
@@ -46,6 +47,7 @@ class MotionConfig:
     norm_weight: float = 0.01
     seed: int = 0
     is_compiled: bool = True
+    device: str = "cpu"
 
 
 def controls_of(m: Measured) -> Tensor:
@@ -117,7 +119,7 @@ def motion_loss(
     m: Measured, wanted: Tensor, at_rest: Tensor, displacement: Tensor, config: MotionConfig
 ) -> dict[str, Tensor]:
     """Terms of the loss; rows 2i and 2i+1 are the same person, whose embedding at rest is `at_rest` (N/2, D)."""
-    weight = torch.ones(52)
+    weight = torch.ones(52, device=wanted.device)
     weight[0] = 0.0
     weight[list(EMPHASISED)] = 7.0
     shapes = F.smooth_l1_loss(m.blendshapes / 0.1, wanted[:, 2:] / 0.1, reduction="none")
@@ -152,11 +154,13 @@ def train_motion(
         measured: float32 (M, 54) controls of real motion.
         guards: see `save_motion`.
     """
-    model, checkpoint, step = initial, out.with_suffix(".ckpt"), 0
+    model, checkpoint, step = initial.to(config.device), out.with_suffix(".ckpt"), 0
+    generator, measure = generator.to(config.device), measure.to(config.device)
+    autocast = torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.is_compiled)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trained, config.lr, betas=(0.9, 0.99))
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=config.device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
@@ -169,17 +173,17 @@ def train_motion(
     )
     start, averages = time.monotonic(), dict[str, float]()
     while step < config.steps and time.monotonic() - start < config.seconds:
-        w = torch.from_numpy(draw_w(config.people, rng))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
+        w = torch.from_numpy(draw_w(config.people, rng)).to(config.device)
+        with torch.no_grad(), autocast:
             rest_image = render(w[:, None].expand(-1, 23, -1).contiguous())
         with torch.no_grad():
             rest = measure(rest_image.float())
-        wanted = motions.draw(2 * config.people)
+        wanted = motions.draw(2 * config.people).to(config.device)
         displacement = model(
             *(t.repeat_interleave(2, 0) for t in (w,)), wanted, controls_of(rest).repeat_interleave(2, 0)
         )
         w_plus = displaced(w.repeat_interleave(2, 0), displacement)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.is_compiled):
+        with autocast:
             image = render(w_plus)
         assert rest.embedding is not None
         terms = motion_loss(measure(image.float()), wanted, rest.embedding, displacement, config)
@@ -213,7 +217,7 @@ def save_motion(model: MotionMap, out: Path, guards: tuple[np.ndarray, np.ndarra
             change (glasses, hair over the face) is taken out of every direction of the basis.
     """
     assert model.linear.weight.shape[1] == N_CONTROLS
-    tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     if guards is not None:
         normals, steps = (torch.from_numpy(np.asarray(g, np.float32)) for g in guards)
         rows = tensors["basis"].reshape(-1, 512)

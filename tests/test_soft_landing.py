@@ -66,7 +66,7 @@ def test_with_stop_the_loss_is_the_callers() -> None:
 
 
 def test_too_little_memory_is_first_a_smaller_batch_then_the_cpu() -> None:
-    bench = Bench()
+    bench = Bench(graphs=False)
     with SoftLanding(bench.engine, _cpu) as engine:
         bench.trt.max_batch_in_memory = 2
         check(engine, image(8))  # type: ignore[arg-type]

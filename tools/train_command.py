@@ -82,6 +82,9 @@ def _add_schedule(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--steps", type=int, default=steps, metavar="N", help=f"in all (default: {steps})")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--no-compile", action="store_true", help="float32 without a C++ compiler; slower")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="what PyTorch computes on (default: cpu)"
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +127,11 @@ def _check(args: argparse.Namespace) -> None:
             f"'keyface train {args.step}' needs PyTorch, which is not installed.",
             "Install it: pip install 'keyface[train]'",
         )
+    if getattr(args, "device", "cpu") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise EngineError("--device cuda: PyTorch sees no graphics card here.", "Leave the option out.")
 
 
 def _projector(args: argparse.Namespace) -> dict[str, Any]:
@@ -170,8 +178,9 @@ def _head(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     config = HeadConfig(
-        seconds=args.seconds, steps=args.steps, seed=args.seed, is_compiled=train_networks.may_compile(args)
-    )
+        seconds=args.seconds, steps=args.steps, seed=args.seed, is_compiled=train_networks.may_compile(args),
+        device=args.device,
+    )  # fmt: skip
     quality = train_head(store.path("synthesis_1024"), samples.w_plus, samples.images, args.out, config)
     return {"steps": steps_done(args.out), "psnr_db": round(quality, 2)}
 
@@ -218,7 +227,7 @@ def _motion(args: argparse.Namespace) -> dict[str, Any]:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     config = MotionConfig(
         people=args.people, seconds=args.seconds, steps=args.steps, seed=args.seed,
-        is_compiled=train_networks.may_compile(args),
+        is_compiled=train_networks.may_compile(args), device=args.device,
     )  # fmt: skip
     with train_networks.mapping_network(store, args) as mapping:
         people = population.load_or_measure(args.samples, mapping)
