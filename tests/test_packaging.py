@@ -73,7 +73,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected_members() -> set[str]:
     """What the wheel must hold of each room: all sources, our manifest, weights and model cards."""
-    patterns = ["*/*.py", "configs/*.toml", "configs/presets/*.toml", "configs/projectors/*.toml"]
+    patterns = [
+        "*/*.py",
+        "configs/*.toml",
+        "configs/*.schema.json",
+        "configs/presets/*.toml",
+        "configs/projectors/*.toml",
+    ]
     patterns += [f"pipeline/*.{suffix}" for suffix in ("html", "css", "js", "svg")]
     patterns += ["models/weights/*", "models/cards/*.md", "models/labels/*.toml"]
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if file.is_file()}
