@@ -9,7 +9,7 @@ import numpy as np
 
 from keyface.configs.errors import EngineError
 from keyface.engines.engine import Engine
-from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, VirtualFace
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.landmarks import Landmarker
@@ -93,7 +93,7 @@ class Role:
     Attributes:
         rendered: what may be shown again; None after a cut.
         since_render: frames shown since `rendered` was made.
-        n_rehearsed: rehearsals so far.
+        n_rehearsed: rehearsals so far; to_look: what of the last one is still to be looked at.
         is_old: of a key that is being replaced.
     """
 
@@ -110,6 +110,7 @@ class Role:
         self.since_render = 0
         self.since_look = 0
         self.n_rehearsed = 0
+        self.to_look: tuple[AnalysedFrame, Face, VirtualFace] | None = None
         self.is_too_alike = False
         self.is_old = False
         self.last_s = 0.0

@@ -258,12 +258,18 @@ class Reenactor:
         return controls
 
     def _rehearse(self, role: Role, item: AnalysedFrame, face: Face) -> None:
-        """One step to settle pose and placement, so that the first frame (a photo has no other) is right already."""
+        """One step to settle pose and placement, so that the first frame (a photo has no other) is right already: a
+        rendering, or a look at the last one once pasted."""
         assert face.mesh is not None
-        wanted = self._wanted(role, face.mesh, item.frame.pts_s)
-        found = self._show(role, wanted, face, 0.6)
-        if isinstance(found, VirtualFace) and role.n_rehearsed % 2:
-            self._look(role, item, face, found, 0.7)
+        if role.to_look is not None:
+            (seen, driver, found), role.to_look = role.to_look, None
+            self._look(role, seen, driver, found, 0.7)
+        else:
+            wanted = self._wanted(role, face.mesh, item.frame.pts_s)
+            shown = self._show(role, wanted, face, 0.6)
+            if isinstance(shown, VirtualFace) and role.n_rehearsed % 2:
+                role.to_look = item, face, shown
+                return
         role.n_rehearsed += 1
 
     def _look(self, role: Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
