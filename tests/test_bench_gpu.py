@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from keyface.engines.gpu_networks import GPU_NETWORKS
 from keyface.engines.half_precision import pack_weights, to_half
 from keyface.engines.ort import OrtEngine
 from keyface.tools import bench_gpu
+
+ROOT = Path(__file__).resolve().parent.parent
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'keyface[train]'")
 
@@ -143,3 +148,28 @@ def test_without_a_card_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
         pytest.skip("there is a card here")
     assert bench_gpu.main(["--onnx", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 5
     assert "sees no card" in capsys.readouterr().err
+
+
+def test_the_script_for_a_bare_machine_needs_nothing_but_numpy_onnx_and_torch(
+    exported: Path, tmp_path: Path
+) -> None:
+    block = tmp_path / "sitecustomize.py"
+    block.write_text(
+        "import sys\n"
+        "for name in ('av', 'cv2', 'mediapipe', 'onnxruntime', 'openvino', 'ai_edge_litert', 'tqdm', 'PIL',\n"
+        "             'cryptography', 'argon2', 'safetensors', 'scipy'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    folder = tmp_path / "carried"
+    shutil.copytree(exported, folder)
+    command = ["bash", str(ROOT / "examples/gpu-bench.sh"), str(folder), "--device", "cpu", "--runs", "1"]
+    options = ["--networks", "mapping", "--modes", "eager", "--precisions", "f32", "--batches", "1"]
+    environment = {
+        **os.environ, "PYTHONPATH": str(tmp_path), "OUT": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    done = subprocess.run(
+        [*command, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["rows"][0]["network"] == "mapping"

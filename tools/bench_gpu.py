@@ -147,7 +147,7 @@ def _cases(args: argparse.Namespace) -> Iterator[BenchCase]:
                 for precision in args.precisions.split(","):
                     if (network in ONE_ONLY and batch > 1) or (mode == "cuda_graph" and args.device == "cpu"):
                         continue
-                    yield BenchCase(network=network, mode=mode, batch=batch, is_half=precision == "f16")  # type: ignore[arg-type]
+                    yield BenchCase(network=network, mode=mode, batch=batch, is_half=precision == "f16")
 
 
 def _tensorrt_rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
