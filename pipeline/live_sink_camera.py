@@ -49,8 +49,9 @@ class VirtualCameraSink:
                 width=width, height=height, fps=fps, fmt=pyvirtualcam.PixelFormat.RGB, device=self._device
             )
         except (RuntimeError, OSError, ValueError) as error:
+            said = " ".join(str(error).split()).rstrip(".")
             raise SinkError(
-                f"The virtual camera cannot be opened at {width}x{height}: {' '.join(str(error).split()).rstrip('.')}.",
+                f"The virtual camera cannot be opened at {width}x{height}: {said}.",
                 _INSTALL_CAMERA.get(sys.platform, "See the documentation of pyvirtualcam."),
             ) from error
         self.name = f"virtual camera {self._camera.device}"
