@@ -127,6 +127,19 @@ def test_a_back_end_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _find(findings, "openvino").state == "absent"
 
 
+def test_back_ends_for_cards_are_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"no.module": "not installed", "json": "no library for cards"}
+    for module, reason in states.items():
+        real = BACKENDS["tensorrt"]
+        here = Backend(
+            real.name, real.suffixes, module, real.install, real.precisions, real.open,
+            why_not=lambda: "no library for cards", is_gpu=True,
+        )  # fmt: skip
+        monkeypatch.setitem(BACKENDS, "tensorrt", here)
+        finding = _find(list(doctor_checks._engines()), "tensorrt")
+        assert finding.state == "absent" and reason in finding.detail
+
+
 def test_little_memory_and_disk_are_warnings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor_checks, "MEMORY_WANTED_BYTES", 10**18)
     monkeypatch.setattr(doctor_checks, "DISK_WANTED_BYTES", 10**18)
@@ -148,7 +161,7 @@ def test_a_gpu_that_answers_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", answer)
     assert doctor_checks._gpu() == Finding(
-        "devices", "GPU", "ok", "Some GPU, 16 GB, 550 (not used by this version)"
+        "devices", "GPU", "ok", "Some GPU, 16 GB, 550 (used with --preset gpu)"
     )
     monkeypatch.setattr(subprocess, "run", fail)
     assert doctor_checks._gpu().state == "warning"

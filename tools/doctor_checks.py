@@ -196,8 +196,12 @@ def _engines() -> Iterator[Finding]:
     optional = {"openvino"}
     for backend in BACKENDS.values():
         kinds = ", ".join(backend.suffixes)
-        if backend.is_installed:
+        if backend.is_usable:
             yield Finding("engines", backend.name, "ok", f"reads {kinds} in {', '.join(backend.precisions)}")
+        elif backend.is_gpu:
+            reason = backend.why_not() if backend.is_installed else "not installed"
+            detail = f"for graphics cards only: {reason}"
+            yield Finding("engines", backend.name, "absent", detail, f"If wanted: {backend.install}")
         elif backend.name in optional:
             yield Finding("engines", backend.name, "absent", "optional", f"If wanted: {backend.install}")
         else:
@@ -288,4 +292,4 @@ def _gpu() -> Finding:
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("devices", "GPU", "warning", f"nvidia-smi fails: {error}", "Check the NVIDIA driver.")
     cards = "; ".join(line.strip() for line in answer.stdout.splitlines() if line.strip())
-    return Finding("devices", "GPU", "ok", f"{cards} (not used by this version)")
+    return Finding("devices", "GPU", "ok", f"{cards} (used with --preset gpu)")
