@@ -146,6 +146,12 @@ class Identities:
                 sight.person = self._find_or_add(average, is_sure=sight.n_good > 0)
             return sight.person
 
+    @property
+    def n_people(self) -> int:
+        """People of this run; their numbers begin at 0."""
+        with self._lock:
+            return len(self._people)
+
     def embedding_of(self, person: int) -> F32:
         """(128,) unit embedding of a person, as this run saw it first."""
         with self._lock:
