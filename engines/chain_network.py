@@ -15,6 +15,8 @@ from keyface.engines.store import ModelStore
 
 log = logging.getLogger(__name__)
 
+_told: set[str] = set()
+
 
 def open_chain_network(
     store: ModelStore, name: str, *, backend: BackendName = "auto", options: EngineOptions | None = None
@@ -44,10 +46,17 @@ def open_chain_network(
             try:
                 return _open_on_card(store, name, wished, options)  # type: ignore[arg-type]
             except (EngineError, ModelStoreError) as error:
-                log.warning("%s does not run on %s: %s", name, wished, error)
+                _tell_once(f"{wished} is passed over: {error}")
     # LiteRT alone reads .tflite: a name chooses among those that read ONNX.
     chosen: BackendName = backend if path.suffix == ".onnx" else "auto"
     return open_engine(path, name=name, backend=chosen, options=on_cpu)
+
+
+def _tell_once(message: str) -> None:
+    """Most reasons hold for every network: each is told for the first."""
+    if message not in _told:
+        _told.add(message)
+        log.warning("%s", message)
 
 
 def uses_card(backend: BackendName, options: EngineOptions) -> bool:

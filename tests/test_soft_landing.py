@@ -173,6 +173,7 @@ def test_asked_for_by_name_it_is_an_error_and_with_auto_a_stated_fallback(
     store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(BACKENDS, "tensorrt", _card_backend([], "there is no NVIDIA driver here."))
+    monkeypatch.setattr(chain_network, "_told", set())
     options = EngineOptions(backends={"synthesis_256": ("tensorrt", "onnxruntime")})
     with pytest.raises(DeviceError, match="no NVIDIA driver"):
         open_chain_network(store, "synthesis_256", backend="tensorrt", options=options)
@@ -182,7 +183,9 @@ def test_asked_for_by_name_it_is_an_error_and_with_auto_a_stated_fallback(
     ):
         assert engine.backend == "onnxruntime"
         np.testing.assert_allclose(engine.run({"image": image()})["result"], 2 * image() + 1, rtol=1e-6)
-    assert "synthesis_256 does not run on tensorrt: there is no NVIDIA driver here." in caplog.text
+    assert caplog.text.count("tensorrt is passed over: there is no NVIDIA driver here.") == 1
+    open_chain_network(store, "synthesis_256", options=options).close()
+    assert caplog.text.count("passed over") == 1  # told once
 
 
 def test_the_cpu_presets_ask_for_no_card(store: Any) -> None:
