@@ -74,7 +74,8 @@ class LeakJudge:
     """Compares what came out with what went in.
 
     Args:
-        recognisers: all that are asked; two must agree, or the only one.
+        recognisers: all that are asked; two must agree, or the only one. None for generated people, who are all
+            alike to recognisers: then pixels alone count.
         look_every: frames from one look of the recognisers to the next.
     """
 
@@ -109,7 +110,8 @@ class LeakJudge:
         if share > _RAW_SHARE or (change is not None and change.is_unchanged):
             self.count.unchanged += 1
             return "unchanged"
-        if (is_sampled or change is not None) and self._is_recognised(image_rgb, filmed, face):
+        has_reason = is_sampled or change is not None
+        if self._recognisers and has_reason and self._is_recognised(image_rgb, filmed, face):
             self.count.recognised += 1
             return "recognised"
         return ""

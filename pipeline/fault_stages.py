@@ -23,9 +23,9 @@ from keyface.pipeline.frame import Frame, ImageRgb, Redaction
 from keyface.pipeline.key import Key
 from keyface.pipeline.landmarks import Landmarker
 from keyface.pipeline.live_stages import RotatingReenactor
-from keyface.pipeline.place import fit_frame_from_crop, misfit
+from keyface.pipeline.place import face_width, fit_frame_from_crop, misfit
 from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import Pace
+from keyface.pipeline.reenact import Pace, ReenactOptions
 from keyface.pipeline.stage import Stage
 
 _STALL_S = 0.15
@@ -243,7 +243,7 @@ class CannedReenactor:
         virtual: list[VirtualFace] = []
         redactions: list[Redaction] = []
         for face in item.faces:
-            if face.mesh is not None:
+            if face.mesh is not None and face_width(face.mesh.points_xy) >= ReenactOptions().min_face_px:
                 matrix = fit_frame_from_crop(self._mesh.points_xyz, face.mesh.points_xyz)
                 if misfit(self._mesh.points_xyz, face.mesh.points_xyz, matrix) <= _FURTHEST:
                     virtual.append(VirtualFace(face.track_id, self._crop_rgb, self._mesh, matrix))

@@ -6,6 +6,7 @@ once mosaics are asked for, and nothing at all is shown in a pause (see `live.Li
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,9 +21,11 @@ from keyface.pipeline.live_control import LiveControls
 from keyface.pipeline.live_quality import STEPS, QualityGovernor
 from keyface.pipeline.redact import outline_boxes
 from keyface.pipeline.reenact import Pace
+from keyface.pipeline.scene_cut import SceneCutDetector
 from keyface.pipeline.stage import Stage
 
 _LONGEST_GAP_S = 0.5  # between two frames of one scene
+_LEAST_CHANGE, _LEAST_CHANGE_RATIO = 4.0, 2.5  # of the picture, grey levels, and to the usual one
 
 
 @runtime_checkable
@@ -49,7 +52,8 @@ class SceneGuard:
     """Mosaics a new scene whole until a face is found in it, for `settle_s` at most.
 
     A scene is new at the start, after a cut and after a gap or a change of the picture's size. What a detector
-    misses there nobody has seen before, so nothing else could hide it.
+    misses there nobody has seen before, so nothing else could hide it. A change that is too small for a cut counts
+    when the last face is lost with it: in a cut within one room, faces move and little else.
     """
 
     def __init__(self, settle_s: float) -> None:
@@ -57,6 +61,9 @@ class SceneGuard:
         self._since_s: float | None = None
         self._is_settled = False
         self._last: tuple[float, tuple[int, ...]] | None = None
+        self._changes = SceneCutDetector(
+            min_difference=_LEAST_CHANGE, min_ratio=_LEAST_CHANGE_RATIO, max_overlap=math.inf
+        )
 
     def doubt(self) -> None:
         """A frame could not be analysed: it may have been the first of a scene."""
@@ -68,12 +75,13 @@ class SceneGuard:
         last_s, last_shape = self._last or (-np.inf, shape)
         is_new = analysed.is_cut or shape != last_shape or not 0 <= now_s - last_s <= _LONGEST_GAP_S
         self._last = now_s, shape
-        if is_new:
-            self._since_s, self._is_settled = now_s, False
-        if any(not face.is_predicted for face in analysed.faces) or any(
+        has_changed = self._changes.is_cut(analysed.frame.image_rgb)
+        is_seen = any(not face.is_predicted for face in analysed.faces) or any(
             redaction.track_id is not None for redaction in analysed.must_redact
-        ):
-            self._is_settled = True
+        )
+        if is_new or (has_changed and not is_seen):
+            self._since_s, self._is_settled = now_s, False
+        self._is_settled = self._is_settled or is_seen
         if self._is_settled or self._since_s is None or now_s - self._since_s >= self._settle_s:
             return analysed
         everything = whole_frame(analysed.frame, "late_detection")

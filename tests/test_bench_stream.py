@@ -110,7 +110,9 @@ def test_a_fault_count_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
     state = tmp_path / "state.jsonl"
 
     def count(n_frames: int, seed: int = 1) -> dict[str, Any]:
-        return bench_stream_faults.count_leaks([], n_frames, seed=seed, state=state, backend="auto")
+        return bench_stream_faults.count_leaks(
+            [], n_frames, seed=seed, state=state, backend="auto", is_generated=True
+        )
 
     first = count(2000)
     assert ran == [0, 1] and first["real"]["frames"] == first["canned"]["frames"] == 1000

@@ -204,6 +204,18 @@ def test_what_makes_a_scene_new(newcomer: AnalysedFrame) -> None:
     assert covers_all(guard.apply(newcomer))
 
 
+def test_a_face_that_is_lost_in_a_change_of_the_picture_makes_the_scene_new() -> None:
+    def shown(level: int, pts_s: float, *, found: bool) -> AnalysedFrame:
+        frame = Frame(np.full((HEIGHT, WIDTH, 3), level, np.uint8), 0, pts_s)
+        return replace(with_face(pts_s, is_predicted=not found), frame=frame)
+
+    for level, found, is_new in ((90, False, False), (100, True, False), (100, False, True)):
+        guard = SceneGuard(1.0)
+        for index in range(10):
+            guard.apply(shown(90 + index % 2, index / 25, found=True))
+        assert covers_all(guard.apply(shown(level, 0.4, found=found))) == is_new
+
+
 def test_after_a_frame_that_could_not_be_analysed_the_scene_is_new() -> None:
     def fails_once(frame: Frame) -> AnalysedFrame:
         if frame.index == 1:

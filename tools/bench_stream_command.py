@@ -108,7 +108,14 @@ def measure(
     if args.faults:
         from keyface.tools.bench_stream_faults import count_leaks
 
-        faults = count_leaks(sources, args.faults, seed=args.seed, state=args.state, backend=args.backend)
+        faults = count_leaks(
+            sources,
+            args.faults,
+            seed=args.seed,
+            state=args.state,
+            backend=args.backend,
+            is_generated=not given,
+        )
     return {
         "schema": STREAM_SCHEMA,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,11 +25,12 @@ _MOST_EXAMPLES = 50
 
 
 def count_leaks(
-    clips: Sequence[Path], n_frames: int, *, seed: int, state: Path | None, backend: str
+    clips: Sequence[Path], n_frames: int, *, seed: int, state: Path | None, backend: str, is_generated: bool
 ) -> dict[str, Any]:
     """Runs the pieces that are not in the state file yet, and sums up all.
 
     Args:
+        is_generated: nobody real is in the clips, so recognisers are not asked; see `LeakJudge`.
         state: one line of JSON for each piece that is done; None: nothing is kept.
 
     Returns:
@@ -46,7 +47,7 @@ def count_leaks(
         for number in range(n_pieces):
             row = done.get(number)
             if row is None:
-                bench = bench or _FaultBench(clips, stack, backend)
+                bench = bench or _FaultBench(clips, stack, backend, () if is_generated else _RECOGNISERS)
                 row = bench.run_piece(number, seed, min(_PIECE, n_frames - number * _PIECE))
                 _note(state, row)
             kind, count = row["kind"], dict(row["count"])
@@ -78,7 +79,9 @@ def _note(state: Path | None, row: dict[str, Any]) -> None:
 class _FaultBench:
     """What all pieces share: the clips, the judge's networks, the picture that stands in."""
 
-    def __init__(self, clips: Sequence[Path], stack: ExitStack, backend: str) -> None:
+    def __init__(
+        self, clips: Sequence[Path], stack: ExitStack, backend: str, recognisers: Sequence[str]
+    ) -> None:
         from keyface.engines.open import open_engine
         from keyface.engines.store import ModelStore
         from keyface.pipeline.fault_run import load_clip
@@ -86,14 +89,14 @@ class _FaultBench:
         from keyface.tools.evaluate_command import pull_judges
 
         self._store, self._backend = ModelStore(), backend
-        pull_judges(self._store, [_DETECTOR, *_RECOGNISERS])
+        pull_judges(self._store, [_DETECTOR, *recognisers])
         engines = {
             name: stack.enter_context(
                 open_engine(self._store.path(name), name=name, threads=1, any_thread=True)
             )
-            for name in (_DETECTOR, *_RECOGNISERS)
+            for name in (_DETECTOR, *recognisers)
         }
-        self._engines = engines
+        self._engines, self._recognisers = engines, recognisers
         self._detector = Scrfd(engines[_DETECTOR], sizes=(320,))
         self._clips = [load_clip(path, self._detector) for path in clips]
         if not any(any(clip.faces) for clip in self._clips):
@@ -131,7 +134,7 @@ class _FaultBench:
 
         limits = load_evaluation().recognisers
         eyes = []
-        for name in _RECOGNISERS:
+        for name in self._recognisers:
             entry = self._store.manifest[name]
             eyes.append(
                 Recogniser(name, self._engines[name], entry.mean, entry.std, limits[name].far_0_1_percent)
