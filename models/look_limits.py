@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 RIDGE = 100.0
+STRICTER = 0.6
 # column of the looks (brightness of the face, contrast about the eyes), sign, percentile of people allowed
 _LIMITS = ((0, -1.0, 75.0), (0, 1.0, 88.0), (1, -1.0, 65.0))
 
@@ -30,6 +31,24 @@ class LookLimits:
         """No limit."""
         empty = np.zeros((0, n_axes), np.float32)
         return cls(empty, empty, np.zeros(0, np.float32))
+
+    def with_row(self, normal: F32, limit: float) -> LookLimits:
+        """One more score, with the least step that lowers it by 1."""
+        step = normal / max(float(normal @ normal), 1e-12)
+        return LookLimits(
+            np.vstack([self.normals, normal]).astype(np.float32),
+            np.vstack([self.steps, step]).astype(np.float32),
+            np.append(self.limits, limit).astype(np.float32),
+        )
+
+
+def stricter_guard(
+    looks: LookLimits, axes: F32, deviations: F32, guard_normal: F32, guard_limit: float
+) -> LookLimits:
+    """A guard of w once more as a limit of coordinates, lower by `STRICTER` of its deviations: a guard is learnt from
+    few labels, and a projector finds people whom it lets pass."""
+    normal = np.asarray((axes * deviations[:, None]) @ guard_normal, np.float32)
+    return looks.with_row(normal, float(guard_limit - STRICTER * np.linalg.norm(normal)))
 
 
 def fit_look_limits(coordinates: F32, looks: F32) -> LookLimits:

@@ -19,7 +19,7 @@ import torch
 
 from keyface.configs.errors import UsageError
 from keyface.models.arrays import read_arrays, write_arrays
-from keyface.models.look_limits import LookLimits, fit_look_limits
+from keyface.models.look_limits import LookLimits, fit_look_limits, stricter_guard
 from keyface.models.population import F32, Mapping
 from keyface.models.projector import N_GROUPS, Latents, RotationProjector
 from keyface.models.surrogate import RenderedPeople
@@ -28,6 +28,7 @@ SHARD = 250
 N_GUESSED_FROM = 500
 N_CONTROLS = 54
 GUESS_RIDGE = 60.0
+CHILD = 1  # of the guards of the identity basis
 SEED = 1000
 SHARE_ALONG_AXES, SHARE_OF_W = 0.66, 0.81  # the rest mixes three people in W+
 
@@ -84,7 +85,10 @@ def fit_guess(folder: Path, latents: Latents, mapping: Mapping, measure: Measure
     x, y = _design(np.stack(people), latents), np.stack(found)
     penalty = GUESS_RIDGE * np.diag(np.append(np.ones(x.shape[1] - 1), 0.0))
     slope = np.linalg.solve(x.T @ x + penalty, x.T @ y[:, :N_CONTROLS]).astype(np.float32)
-    looks = fit_look_limits(x[:, :-1], y[:, N_CONTROLS:])
+    looks = stricter_guard(
+        fit_look_limits(x[:, :-1], y[:, N_CONTROLS:]), latents.axes.numpy(), latents.deviations.numpy(),
+        latents.normals[CHILD].numpy(), float(latents.limits[CHILD]),
+    )  # fmt: skip
     write_arrays(path, slope=slope, normals=looks.normals, steps=looks.steps, limits=looks.limits)
     return Guess(slope, looks)
 

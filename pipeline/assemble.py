@@ -23,13 +23,14 @@ from keyface.pipeline.motion import MotionMap
 from keyface.pipeline.paste import Paster
 from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
+from keyface.pipeline.projector import Projector
 from keyface.pipeline.puppet import Puppet, ReenactEngines
 from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.reenact import Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
-_DATA_MODELS = ("motion_map", "identity_basis")
+_DATA_MODELS = ("motion_map", "identity_basis", "projector")
 
 OpenNetwork = Callable[[str], Engine]
 
@@ -101,7 +102,7 @@ def make_parts(
 
     basis = IdentityBasis.load(store.path("identity_basis"))
     identities = Identities(recogniser, identity, book=book, cohort=basis.cohort)
-    virtual = VirtualIdentities(key, basis)
+    virtual = VirtualIdentities(key, basis, Projector.load(store.path("projector")))
     reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
 
     def release() -> None:

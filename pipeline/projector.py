@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from keyface.configs.errors import ModelStoreError
@@ -56,8 +57,8 @@ class Projector:
         ]
         self._hidden: list[tuple[F64, F64]] = []
         width = self.n_code
-        while f"network.hidden.{len(self._hidden)}.weight" in t:
-            layer = _layer(t, f"network.hidden.{len(self._hidden)}", width)
+        for number in range(len({name.split(".")[2] for name in t if name.startswith("network.hidden.")})):
+            layer = _layer(t, f"network.hidden.{number}", width)
             self._hidden.append(layer)
             width = len(layer[1])
         self._out = _want(t, "network.out.weight", (self.n_axes, width)) if self._hidden else None
@@ -67,7 +68,7 @@ class Projector:
         """Reads models/weights/projector.safetensors. Raises ModelStoreError for other contents."""
         try:
             return cls(load_file(str(path)))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelStoreError(f"{path.name}: {error}.", "Install keyface again.") from error
 
     def unit(self, embedding: F32) -> F64:

@@ -1,17 +1,22 @@
 """The key-driven virtual identity: from a recognition embedding and a key to a person of the generator.
 
-    g = sqrt(128) Q_k (e - m) / |e - m|,      w = keep_out(w_mean + psi V diag(s) g)
+    u = normalise(L (e - m)),      v = sqrt(n) Q_k u,      w = keep_out(w_mean + V diag(s) c(v))
 
-e is SFace's embedding of the person (128,), m its mean over faces at large, Q_k a secret orthogonal matrix,
-V and s the first 128 principal axes and deviations of the generator's w. Q_k keeps all angles, so one person's
-embeddings stay together under one key, and another key turns everything elsewhere: the keyed embedding of
-KFAAR (section IV-B, "key-driven") with the concatenation replaced by a rotation.
+e is SFace's embedding of the person (128,), L and m a learnt metric that keeps the n directions which tell people
+apart, Q_k a secret orthogonal matrix, c the trained projector's network, V and s the first 128 principal axes and
+deviations of the generator's w. Q_k keeps all angles, so one person's embeddings stay together under one key, and
+another key turns everything elsewhere: the key-driven projector of KFAAR (section IV-B) with the concatenation
+replaced by a rotation. See `pipeline.projector` for c.
+
+Candidates 1 to 5 stay near candidate 0: their code is 0.75 Q_0 u + 0.66 Q_k u at length sqrt(n). Who has to be given
+one because the first is too like the driver is then still much the same virtual person in a photo for which the first
+would do. Later candidates are others altogether.
 
 `keep_out` moves w just so far along a learned direction that the person wears no glasses and is no child: a
 pasted face shows no temples, and a child's face suits few bodies. Both are linear scores of w.
 
-Q_k is made of nothing but the derived key: SHAKE-256(derived key || candidate number) gives 2 * 128 * 128
-64-bit integers; Box-Muller turns them into normal numbers, in row order; a QR decomposition with positive
+Q_k is made of nothing but the derived key: SHAKE-256(derived key || candidate number) gives 2 * n * n 64-bit
+integers; Box-Muller turns them into normal numbers, in row order; a QR decomposition with positive
 diagonal of R gives a Haar-distributed Q (Mezzadri 2007). No library's random generator is involved, so every
 machine gets the same matrix to within rounding (golden test: tests/test_virtual.py).
 """
@@ -29,12 +34,15 @@ from safetensors.numpy import load_file
 from keyface.configs.errors import ModelStoreError
 from keyface.pipeline.face import F32
 from keyface.pipeline.key import Key
+from keyface.pipeline.projector import Projector
 
 F64 = npt.NDArray[np.float64]
-N_CODE = 128
+N_CODE = 128  # principal axes of w
 _GUARD_ROUNDS = 12
 TRUNCATION = 0.75  # psi: nearer the mean face means fewer flaws and less variety
-ROTATION_PURPOSE = "identity-rotation/v1"
+ROTATION_PURPOSE = "identity-rotation/v2"
+N_NEAR, NEAR = 5, 0.75  # candidates near the first one, and the cosine of their codes with its code
+_SECOND_MATRIX = 1 << 31  # added to the candidate number, for a projector with a fold
 
 
 def secret_rotation(seed: bytes, candidate: int = 0, n: int = N_CODE) -> F64:
@@ -92,10 +100,14 @@ class IdentityBasis:
         return cls(**{name: t[name] for name in want})
 
     def person(self, code: F32) -> F32:
-        """w (512,) of a code g (128,) of norm sqrt(128)."""
-        return self._keep_out(self.w_mean + TRUNCATION * ((code * self.deviations) @ self.axes))
+        """w (512,) of a code g (128,) of norm sqrt(128): a person of the population, without a key."""
+        return self.keep_out(self.w_mean + TRUNCATION * ((code * self.deviations) @ self.axes))
 
-    def _keep_out(self, w: F32 | F64) -> F32:
+    def person_at(self, coordinates: F64) -> F32:
+        """w (512,) of coordinates (128,) along the axes, in deviations."""
+        return self.keep_out(self.w_mean + (coordinates * self.deviations) @ self.axes)
+
+    def keep_out(self, w: F32 | F64) -> F32:
         """Moves w until no score is above its limit. A step of one guard raises the scores of others (by up
         to 0.4 of what it lowers its own), so they take turns; every round leaves half the excess or less."""
         offset = w.astype(np.float64) - self.w_mean
@@ -110,39 +122,49 @@ class IdentityBasis:
 class VirtualIdentities:
     """Turns embeddings into people under one key. Holds a derived secret: `close` forgets it."""
 
-    def __init__(self, key: Key, basis: IdentityBasis) -> None:
+    def __init__(self, key: Key, basis: IdentityBasis, projector: Projector) -> None:
+        if projector.n_axes != len(basis.axes):
+            raise ValueError(
+                f"identity: the projector is for {projector.n_axes} axes, there are {len(basis.axes)}"
+            )
         self._seed = key.derive(ROTATION_PURPOSE, 32)
-        self._basis = basis
-        self._rotations: dict[int, F64] = {}
+        self._basis, self._projector = basis, projector
+        self._rotations: dict[int, tuple[F64, F64 | None]] = {}
 
     def code(self, embedding: F32, candidate: int = 0) -> F32:
-        """Keyed code g (128,) of an embedding (128,); its norm is sqrt(128).
+        """Keyed code v (n,) of an embedding (128,); its norm is sqrt(n).
 
         Raises:
             ValueError: the embedding is of another shape, not finite, zero, or equals the mean.
         """
-        given = np.asarray(embedding, np.float64)
-        length = float(np.linalg.norm(given))
-        if given.shape != (N_CODE,) or not np.isfinite(length) or length < 1e-12:
-            raise ValueError(f"identity: embedding of shape {given.shape} and norm {length} cannot be keyed")
-        centred = given / length - self._basis.mean_embedding
-        norm = float(np.linalg.norm(centred))
-        if norm < 1e-6:
-            raise ValueError("identity: an embedding that equals the mean cannot be keyed")
-        if candidate not in self._rotations:
-            self._rotations[candidate] = secret_rotation(self._seed, candidate)
-        code = self._rotations[candidate] @ (centred / norm) * np.sqrt(N_CODE)
-        return np.asarray(code, np.float32)
+        return np.asarray(self._code(embedding, candidate), np.float32)
 
     def w(self, embedding: F32, candidate: int = 0) -> F32:
         """The virtual person's w (512,)."""
-        return self._basis.person(self.code(embedding, candidate))
+        return self._basis.person_at(self._projector.coordinates(self._code(embedding, candidate)))
 
     def under(self, key: Key) -> VirtualIdentities:
         """The same under another key."""
-        return VirtualIdentities(key, self._basis)
+        return VirtualIdentities(key, self._basis, self._projector)
 
     def close(self) -> None:
         """Forgets the secret; codes can no longer be made."""
         self._seed = b""
         self._rotations.clear()
+
+    def _code(self, embedding: F32, candidate: int) -> F64:
+        unit = self._projector.unit(embedding)
+        code = self._turned(unit, candidate)
+        if not 0 < candidate <= N_NEAR:
+            return code
+        mixed = NEAR * self._turned(unit, 0) + (1.0 - NEAR**2) ** 0.5 * code
+        return np.asarray(mixed * (np.linalg.norm(code) / np.linalg.norm(mixed)))
+
+    def _turned(self, unit: F64, candidate: int) -> F64:
+        if candidate not in self._rotations:
+            n = self._projector.n_code
+            second = (
+                secret_rotation(self._seed, candidate + _SECOND_MATRIX, n) if self._projector.fold else None
+            )
+            self._rotations[candidate] = secret_rotation(self._seed, candidate, n), second
+        return self._projector.code(unit, *self._rotations[candidate])

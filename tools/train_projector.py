@@ -49,6 +49,8 @@ _MODELS = (
 )  # fmt: skip
 PHOTOS, SURROGATE, FIRST = "photos.npz", "surrogate{}.safetensors", "first.safetensors"
 
+FIRST_STEPS = 600
+
 
 class _Workshop:
     """What every part of the training needs."""
@@ -137,7 +139,7 @@ def _source(shop: _Workshop) -> TripletSource:
 
 def _first_projector(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> RotationProjector:
     """The default form, trained shortly: its people are where the surrogate has to be right."""
-    config = dataclasses.replace(load_projector_config("default"), steps=600, spread=1.1)
+    config = dataclasses.replace(load_projector_config("default"), steps=FIRST_STEPS, spread=1.0)
     first = _trained(shop, config, surrogate, guess, shop.args.work / FIRST)
     assert isinstance(first, RotationProjector)
     return first
