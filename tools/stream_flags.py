@@ -99,8 +99,10 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, metavar="STEP", help="0 is the best (default: by how busy the machine is)"
     )
     how.add_argument(
-        "--backend", choices=("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"),
-        default="auto", help="default: auto; the last three need a graphics card, see --preset gpu",
+        "--backend",
+        choices=("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"),
+        default="auto",
+        help="default: auto; the last three need a graphics card, see --preset gpu",
     )
     how.add_argument("--preset", default="default", metavar="NAME", help="how networks are run")
     how.add_argument("--threads", type=int, default=0, help="threads of one network (default: as configured)")
