@@ -99,7 +99,9 @@ def widened(outline_xy: npt.NDArray[Any], driver_xy: npt.NDArray[Any]) -> F32:
         reach = float(np.abs(beside[side]).max()) / width if side.any() else 0.0
         grow[side] = GROW * np.clip((reach - _FAR_SIDE) / (_NEAR_SIDE - _FAR_SIDE), 0, 1)
     sideways, upwards = arm @ along, arm @ up
-    dome = 1 - (sideways / max(float(np.abs(sideways).max()), 1e-6)) ** 2  # a head is round: less at the temples
+    dome = (
+        1 - (sideways / max(float(np.abs(sideways).max()), 1e-6)) ** 2
+    )  # a head is round: less at the temples
     lift = LIFT * width * np.clip(2 * upwards / tall, 0, 1) * np.sqrt(dome)
     moved = (sideways * grow)[:, None] * along + (upwards * GROW + lift)[:, None] * up
     return np.asarray(outline_xy + moved, np.float32)
