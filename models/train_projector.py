@@ -145,7 +145,8 @@ class Training:
                 self._write_row(phase.name, step, averages)
             if step % _KEEP_EVERY == 0 or step == phase.steps:
                 self._keep(phase.name, step, optimiser)
-        self._keep(phase.name, step, optimiser)
+        if step > self._done.get(phase.name, 0):
+            self._keep(phase.name, step, optimiser)
         return step
 
     def _keep(self, phase: str, step: int, optimiser: torch.optim.Optimizer) -> None:

@@ -37,7 +37,7 @@ from keyface.models.surrogate import Seen, Surrogate, train_surrogate
 from keyface.models.train_projector import Phase, Training, make_projector, save_projector
 from keyface.tools import train_networks
 from keyface.tools.train_photos import PhotoReader, list_photos, load_photos, read_photos
-from keyface.tools.train_renders import Driver, find_drivers, open_renderer
+from keyface.tools.train_renders import Renderer, find_drivers, open_renderer
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
@@ -101,15 +101,22 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
                 return {"renders": done, "wanted": args.renders}
             surrogate = _surrogate(shop, people, "")
             if args.renders_again:
-                first = _first_projector(shop, surrogate, guess)
-                drivers = _drivers(shop)
-                render_pasted(
-                    args.work, shop.latents, guess,
-                    lambda w, own, k: renderer.embed_pasted(w, own, drivers[k - 1]), first,
-                    count=args.renders_again, n_drivers=len(drivers), seconds=shop.seconds_left,
-                )  # fmt: skip
+                if not (args.work / SURROGATE.format("-again")).exists():
+                    _render_pasted(shop, renderer, surrogate, guess)
                 surrogate = _surrogate(shop, people, "-again")
     return _train_on(shop, surrogate, guess)
+
+
+def _render_pasted(shop: _Workshop, renderer: Renderer, surrogate: Surrogate, guess: Guess) -> None:
+    """People of a first projector, pasted over photos."""
+    first = _first_projector(shop, surrogate, guess)
+    with _photo_reader(shop) as reader:
+        drivers = find_drivers(list_photos(shop.args.data), reader, shop.basis.resting)
+    render_pasted(
+        shop.args.work, shop.latents, guess,
+        lambda w, own, number: renderer.embed_pasted(w, own, drivers[number - 1]), first,
+        count=shop.args.renders_again, n_drivers=len(drivers), seconds=shop.seconds_left,
+    )  # fmt: skip
 
 
 def _read_photos(shop: _Workshop) -> None:
@@ -171,11 +178,6 @@ def _train_on(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> dict[str, 
     )
     steps = {phase: training.steps_done(phase) for phase in ("surrogate", "fine")}
     return {"steps": steps, "wanted": {"surrogate": config.steps, "fine": config.fine_steps}, **judged}
-
-
-def _drivers(shop: _Workshop) -> list[Driver]:
-    with _photo_reader(shop) as reader:
-        return find_drivers(list_photos(shop.args.data), reader, shop.basis.resting)
 
 
 def _loop(shop: _Workshop, guess: Guess) -> GeneratorLoop:
