@@ -248,13 +248,13 @@ def _face_coordinates(outline_xy: F32) -> F32:
 def _hair_zones(place: _Place, masks: _Masks) -> HairZones:
     """Where the virtual person's hair may be: above the eyes, and in a strip along the outline."""
     width_px = place.bend.width_px * place.region.scale
-    forehead, high = cv2.split(place.planes)
+    forehead, high, upper = cv2.split(cv2.resize(place.planes, (FIT_SIDE, FIT_SIDE)))
     side, step = (FIT_SIDE, FIT_SIDE), max(masks.mask.shape) / FIT_SIDE
     soft = cv2.GaussianBlur(cv2.resize(masks.inside, side), (0, 0), max(0.5, 0.10 * width_px / step))
     strip = np.clip((0.97 - soft) * 4, 0, 1) * (1 - cv2.resize(masks.core, side))
     features, eyes = _virtual_features(place)
-    hair = np.maximum(cv2.resize(high, side), strip).astype(np.float32) * (1 - eyes)
-    return HairZones(features, np.asarray(cv2.resize(forehead, side), np.float32), hair)
+    hair = np.maximum(high, strip).astype(np.float32) * (1 - eyes)
+    return HairZones(features, forehead, upper, hair)
 
 
 def _virtual_features(place: _Place) -> tuple[F32, F32]:

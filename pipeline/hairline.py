@@ -29,6 +29,7 @@ _FOREHEAD_DARKER = (0.12, 0.35)  # there is nothing but skin and hair, so the li
 _THICK = 0.14  # sides of the grid: more than a brow's and an eye's height together
 _PLANES_SIDE = 32
 _FOREHEAD_RAMP = 0.12  # face widths from the brows to where the forehead begins
+_UPPER = (0.10, 0.22)  # face widths above the brows from where on, and where fully, the forehead is painted
 _PAINT_SPREAD = 0.11  # sigma of the skin that is painted over virtual hair, in sides of the grid
 _CHIN, _FOREHEAD = 152, 10
 _FLOOR = 6.0
@@ -72,14 +73,17 @@ def above_eyes(grid_xy: F32, driver_xy: npt.NDArray[Any]) -> F32:
 
 
 def zone_planes(region: Region, driver_xy: npt.NDArray[Any]) -> F32:
-    """(h, w, 2) [0, 1] on the work grid: above the brows, and above the eyes; whatever the roll."""
+    """(h, w, 3) [0, 1] on the work grid: above the brows, above the eyes, and the upper forehead; whatever the
+    roll."""
     grid = region.frame_grid((_PLANES_SIDE, _PLANES_SIDE))
     high = above_eyes(grid, driver_xy)
     brows = (driver_xy[RIGHT_BROW].mean(0) + driver_xy[LEFT_BROW].mean(0)) / 2
     up = brows - driver_xy[LIPS].mean(0)
     up = up / max(float(np.linalg.norm(up)) * face_width(driver_xy), 1e-6)
-    forehead = np.clip((grid - brows) @ up * (1 / _FOREHEAD_RAMP), 0, 1)
-    planes = cv2.merge([forehead.astype(np.float32), high])
+    height = ((grid - brows) @ up).astype(np.float32)
+    forehead = np.clip(height * (1 / _FOREHEAD_RAMP), 0, 1)
+    upper = np.clip((height - _UPPER[0]) * (1 / (_UPPER[1] - _UPPER[0])), 0, 1)
+    planes = cv2.merge([forehead, high, upper])
     return np.asarray(cv2.resize(planes, region.size_wh), np.float32)
 
 
@@ -90,11 +94,13 @@ class HairZones:
     Attributes:
         features: the virtual face's brows and eyes: only thick hair counts.
         forehead: above the brows.
+        upper: where skin is painted in any case, since a fringe too light to be told from skin may hang there.
         hair: where the virtual person's hair can lie over the face.
     """
 
     features: F32
     forehead: F32
+    upper: F32
     hair: F32
 
 
@@ -142,7 +148,7 @@ class VirtualHair:
         thick = _thick(hair, _THICK * hair.shape[0])
         hair += zones.features * (np.minimum(thick, hair) - hair)
         hair = np.asarray(cv2.dilate(hair, np.ones((3, 3), np.uint8)), np.float32)  # strands have edges
-        hair *= zones.hair
+        hair = np.maximum(hair * zones.hair, zones.upper)
         if self._hair is not None:
             a = 1 - float(np.exp(-dt_s / self.TAU_S))
             hair = self._hair + a * (hair - self._hair)
