@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from keyface.configs.errors import UsageError
 from keyface.models.arrays import read_arrays, write_arrays
@@ -68,6 +70,20 @@ def load_or_measure(folder: Path, samples: Samples, measure: FaceMeasure) -> Sam
     measures = measure_samples(samples, measure)
     write_arrays(path, w=measures.w, controls=measures.controls)
     return measures
+
+
+def read_map(path: Path, model: MotionMap) -> None:
+    """Loads the weights of another training into `model`.
+
+    Raises:
+        UsageError: the file holds no motion map.
+    """
+    try:
+        model.load_state_dict({name: t.float() for name, t in load_file(str(path)).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UsageError(
+            f"{path} holds no motion map: {error}.", "Give one of `keyface train motion`."
+        ) from error
 
 
 def initial_map(population: Population, measures: SampleMeasures) -> MotionMap:

@@ -46,7 +46,7 @@ class Population:
             else:
                 offset = (rng.standard_normal(N_AXES) * self.deviations[:N_AXES]) @ self.axes[:N_AXES]
             drawn.append(self.mean + psi * offset)
-        return np.stack(drawn).astype(np.float32)
+        return np.reshape(drawn, (n, len(self.mean))).astype(np.float32)
 
 
 def measure_population(mapping: Mapping, *, n: int = N_DRAWN, seed: int = 1) -> Population:

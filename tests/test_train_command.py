@@ -184,6 +184,43 @@ def test_every_step_runs_on_tiny_settings(
     for steps in (1, 2):
         words = ("--controls", controls, "--head", head, "--people", "1", "--steps", str(steps))
         assert train(capsys, "motion", *small, *words, "--out", motion)["steps"] == steps
+    tuned = tmp_path / "tuned.safetensors"
+    words = (
+        "--controls",
+        controls,
+        "--people",
+        "1",
+        "--steps",
+        "1",
+        "--start",
+        motion,
+        "--keyed",
+        "1",
+        "--rate",
+        "0",
+    )
+    assert train(capsys, "motion", *small, *words, "--out", tuned)["steps"] == 1
+    before, after = load_file(str(motion)), load_file(str(tuned))
+    for (
+        name,
+        value,
+    ) in before.items():  # nothing is learnt at rate 0; the guards may round the basis once more
+        assert np.allclose(value, after[name], atol=2e-3 if name == "basis" else 0), name
+    assert (
+        main(
+            [
+                "train",
+                "motion",
+                *map(str, (*small, *words)),
+                "--out",
+                str(tmp_path / "x"),
+                "--start",
+                str(head),
+            ]
+        )
+        == 2
+    )
+    assert "holds no motion map" in capsys.readouterr().err
 
     labels = tmp_path / "labels.toml"
     labels.write_text("[sampler]\nseed = 7\nn_seen = 10\n[samples_with]\nhat = [1, 2]\ncap = [3]\n")

@@ -55,6 +55,19 @@ def add_parser(subparsers: Any) -> None:
     _add_inputs(motion, "motion", controls=True)
     motion.add_argument("--head", type=Path, metavar="FILE", help="a head of yours (default: keyface's own)")
     motion.add_argument("--people", type=int, default=3, metavar="N", help="a step (default: 3)")
+    motion.add_argument(
+        "--start", type=Path, metavar="FILE", help="go on from this map (default: the linear edit)"
+    )
+    motion.add_argument(
+        "--keyed", type=float, default=0.0, metavar="SHARE",
+        help="of the people, drawn as a key and the projector make them (default: 0)",
+    )  # fmt: skip
+    motion.add_argument(
+        "--rate", type=float, default=1e-3, metavar="LR", help="learning rate (default: 0.001)"
+    )
+    motion.add_argument(
+        "--identity-weight", type=float, default=3.5, metavar="X", help="against expression (default: 3.5)"
+    )
     _add_schedule(motion, MOTION_STEPS)
 
     identity = steps.add_parser("identity", help="the statistics that virtual identities are made from")
@@ -207,6 +220,7 @@ def _controls(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _motion(args: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
     import torch
 
     from keyface.models import motion_data, population
@@ -220,23 +234,29 @@ def _motion(args: argparse.Namespace) -> dict[str, Any]:
     samples = load_samples(args.samples)
     store = train_networks.models(
         args, "synthesis_1024", "mapping", "face_mesh", "face_blendshapes", "mobilefacenet", "head256",
-        "identity_basis",
+        "identity_basis", "projector",
     )  # fmt: skip
     torch.set_num_threads(args.threads)
     measure = train_networks.face_measure(store, "mobilefacenet")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     config = MotionConfig(
-        people=args.people, seconds=args.seconds, steps=args.steps, seed=args.seed,
-        is_compiled=train_networks.may_compile(args), device=args.device,
+        people=args.people, lr=args.rate, seconds=args.seconds, steps=args.steps, seed=args.seed,
+        identity_weight=args.identity_weight, is_compiled=train_networks.may_compile(args), device=args.device,
     )  # fmt: skip
     with train_networks.mapping_network(store, args) as mapping:
         people = population.load_or_measure(args.samples, mapping)
         measures = motion_data.load_or_measure(args.samples, samples, measure)
         generator = Generator256.load(store.path("synthesis_1024"), args.head or store.path("head256"))
-        train_motion(
-            generator, measure, lambda n, rng: people.draw(n, rng, mapping), wanted,
-            motion_data.initial_map(people, measures), args.out, config, _motion_guards(store),
-        )  # fmt: skip
+        initial = motion_data.initial_map(people, measures)
+        if args.start is not None:
+            motion_data.read_map(args.start, initial)
+        keyed = train_networks.keyed_people(store)
+
+        def draw(n: int, rng: np.random.Generator) -> F32:
+            n_keyed = int(rng.binomial(n, args.keyed))
+            return np.concatenate([people.draw(n - n_keyed, rng, mapping), keyed(n_keyed, rng)])
+
+        train_motion(generator, measure, draw, wanted, initial, args.out, config, _motion_guards(store))
     return {"steps": steps_done(args.out), "wanted": args.steps}
 
 

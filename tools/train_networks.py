@@ -48,6 +48,23 @@ def mapping_network(store: ModelStore, args: argparse.Namespace) -> Iterator[Map
         yield lambda z: engine.run({"z": z})["w"]
 
 
+def keyed_people(store: ModelStore) -> Callable[[int, np.random.Generator], F32]:
+    """(n, rng) -> w (n, 512) of people as random keys make them, by the store's projector."""
+    from keyface.pipeline.projector import Projector
+    from keyface.pipeline.virtual import IdentityBasis
+
+    projector = Projector.load(store.path("projector"))
+    basis = IdentityBasis.load(store.path("identity_basis"))
+
+    def draw(n: int, rng: np.random.Generator) -> F32:
+        codes = rng.standard_normal((n, projector.n_code))
+        codes *= (projector.n_code**0.5 / np.linalg.norm(codes, axis=1))[:, None]
+        people = [basis.person_at(projector.coordinates(code)) for code in codes]
+        return np.reshape(people, (n, len(basis.w_mean))).astype(np.float32)
+
+    return draw
+
+
 @contextmanager
 def landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
     """The product's landmarks; closed on leaving."""
