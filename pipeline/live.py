@@ -28,6 +28,7 @@ from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.identity import IdentityOptions
 from keyface.pipeline.live_control import LiveControls
 from keyface.pipeline.live_fanout import Fanout, SinkReport
+from keyface.pipeline.live_memory import keep_memory_steady
 from keyface.pipeline.live_quality import QualityGovernor, QualityOptions
 from keyface.pipeline.live_sink import LiveSink
 from keyface.pipeline.live_source import LiveSource, LiveStatus, SourceState
@@ -192,6 +193,7 @@ def run_live(
     options = options or LiveOptions()
     if not sinks:
         raise ValueError("live: got no sink, want at least one")
+    keep_memory_steady()
     controls = controls or LiveControls()
     quality = QualityGovernor(options.quality)
     plans = _obeying(make_plans(parts, faces=options.faces, lookahead_s=None, capacity=1), parts, controls,
