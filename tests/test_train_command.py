@@ -204,22 +204,11 @@ def test_every_step_runs_on_tiny_settings(
     for (
         name,
         value,
-    ) in before.items():  # nothing is learnt at rate 0; the guards may round the basis once more
-        assert np.allclose(value, after[name], atol=2e-3 if name == "basis" else 0), name
-    assert (
-        main(
-            [
-                "train",
-                "motion",
-                *map(str, (*small, *words)),
-                "--out",
-                str(tmp_path / "x"),
-                "--start",
-                str(head),
-            ]
-        )
-        == 2
-    )
+    ) in before.items():  # at rate 0 nothing is learnt, but the guards round the basis once more
+        off = np.linalg.norm(value.astype(np.float32) - after[name]) / max(np.linalg.norm(value), 1e-6)
+        assert off < (0.05 if name == "basis" else 1e-6), name
+    foreign = ("--samples", made, "--controls", controls, "--out", tmp_path / "x", "--start", head)
+    assert main(["train", "motion", *map(str, foreign)]) == 2
     assert "holds no motion map" in capsys.readouterr().err
 
     labels = tmp_path / "labels.toml"
