@@ -14,6 +14,10 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 RIDGE = 100.0
 STRICTER = 0.6
+N_POSE = 2
+# controls (yaw and pitch over 30 degrees, then blendshapes) and how far above rest their mean may be; yaw and pitch
+# also below: yaw, pitch, jaw open, both eyes closed, smile
+_MOTION_LIMITS = (((0,), 0.12), ((1,), 0.12), ((27,), 0.02), ((11, 12), 0.08), ((46, 47), 0.35))
 # column of the looks (brightness of the face, contrast about the eyes), sign, percentile of people allowed
 _LIMITS = ((0, -1.0, 75.0), (0, 1.0, 88.0), (1, -1.0, 65.0))
 
@@ -49,6 +53,23 @@ def stricter_guard(
     few labels, and a projector finds people whom it lets pass."""
     normal = np.asarray((axes * deviations[:, None]) @ guard_normal, np.float32)
     return looks.with_row(normal, float(guard_limit - STRICTER * np.linalg.norm(normal)))
+
+
+def limit_motion(looks: LookLimits, slope: F32, at_rest: F32) -> LookLimits:
+    """Keeps people near rest by themselves, so that little has to be taken off them before they take on another's
+    motion: a person with an open mouth is not quite the same once it is closed.
+
+    Args:
+        slope: (A + 1, 54) from coordinates and 1 to controls, see `models.rendered_people.Guess`.
+        at_rest: (54,) controls of a calm face from the front.
+    """
+    for controls, room in _MOTION_LIMITS:
+        normal = slope[:-1, list(controls)].mean(1)
+        offset = float(slope[-1, list(controls)].mean() - at_rest[list(controls)].mean())
+        looks = looks.with_row(normal, room - offset)
+        if controls[0] < N_POSE:
+            looks = looks.with_row(-normal, room + offset)
+    return looks
 
 
 def fit_look_limits(coordinates: F32, looks: F32) -> LookLimits:

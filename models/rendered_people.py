@@ -19,7 +19,7 @@ import torch
 
 from keyface.configs.errors import UsageError
 from keyface.models.arrays import read_arrays, write_arrays
-from keyface.models.look_limits import LookLimits, fit_look_limits, stricter_guard
+from keyface.models.look_limits import LookLimits, fit_look_limits, limit_motion, stricter_guard
 from keyface.models.population import F32, Mapping
 from keyface.models.projector import N_GROUPS, Latents, RotationProjector
 from keyface.models.surrogate import RenderedPeople
@@ -68,7 +68,7 @@ def draw_styles(rng: np.random.Generator, latents: Latents, mapping: Mapping) ->
     return np.repeat(guarded, N_GROUPS // len(guarded), 0)
 
 
-def fit_guess(folder: Path, latents: Latents, mapping: Mapping, measure: Measure) -> Guess:
+def fit_guess(folder: Path, latents: Latents, mapping: Mapping, measure: Measure, at_rest: F32) -> Guess:
     """The guess kept in a folder; measured and kept there the first time."""
     path = folder / "guess.npz"
     if path.exists():
@@ -89,6 +89,7 @@ def fit_guess(folder: Path, latents: Latents, mapping: Mapping, measure: Measure
         fit_look_limits(x[:, :-1], y[:, N_CONTROLS:]), latents.axes.numpy(), latents.deviations.numpy(),
         latents.normals[CHILD].numpy(), float(latents.limits[CHILD]),
     )  # fmt: skip
+    looks = limit_motion(looks, slope, at_rest)
     write_arrays(path, slope=slope, normals=looks.normals, steps=looks.steps, limits=looks.limits)
     return Guess(slope, looks)
 

@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     with train_networks.mapping_network(shop.store, args) as mapping:
         people = population.load_or_measure(args.work, mapping)
         with open_renderer(shop.store, args, shop.basis) as renderer:
-            guess = fit_guess(args.work, shop.latents, mapping, renderer.measure)
+            guess = fit_guess(args.work, shop.latents, mapping, renderer.measure, renderer.at_rest)
             done = render_people(
                 args.work,
                 shop.latents,

@@ -81,7 +81,7 @@ class Renderer:
     ) -> None:
         self._puppet, self._motion, self._embed = Puppet(engines, motion), motion, embed
         self._landmarker = engines.landmarker
-        self._at_rest = np.concatenate([np.zeros(2, np.float32), resting]).astype(np.float32)
+        self.at_rest = np.concatenate([np.zeros(2, np.float32), resting]).astype(np.float32)
 
     def measure(self, w_plus: F32) -> F32 | None:
         """(56,): controls of a rendering of W+ (23, 512), and how it looks; None when no face is found in it."""
@@ -94,7 +94,7 @@ class Renderer:
         w = styles[0].astype(np.float32)
         w_plus = np.repeat(styles, ROWS_OF_GROUP, 0).astype(np.float32)
         own = self._motion.coefficients(w, own_controls)
-        w_plus = w_plus + self._motion.w_plus(w, self._at_rest, own) - w
+        w_plus = w_plus + self._motion.w_plus(w, self.at_rest, own) - w
         crop = self._puppet.render(w_plus)
         return crop, self._puppet.look(crop, None)
 
