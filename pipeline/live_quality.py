@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _WINDOW_S = 1.5
+_FIRST_WINDOW_S = 0.5  # until a step holds for the first time: a slow start is felt by everybody
 _MOST_AGES = 1024
 _SETTLED_S = 60.0  # without a change, after which a step up may be tried as early as at first
 
@@ -85,6 +86,7 @@ class QualityGovernor:
         self._hold_s = self._o.first_hold_s
         self._changed_s: float | None = None
         self._is_trial = False
+        self._window_s = _FIRST_WINDOW_S
         self._begin(None, 0)
 
     @property
@@ -126,7 +128,7 @@ class QualityGovernor:
             self._n_shown += 1
             if len(self._ages_s) < _MOST_AGES:
                 self._ages_s.append(age_s)
-            if now_s - self._began_s < _WINDOW_S:
+            if now_s - self._began_s < self._window_s:
                 return
             self._judge(now_s, index)
             self._begin(now_s, index)
@@ -142,6 +144,8 @@ class QualityGovernor:
         wanted_fps = min(self._o.target_fps, n_captured / passed_s)
         age_s = float(np.percentile(np.array(self._ages_s), 95))
         is_behind = self._n_shown / passed_s < self._o.least_share * wanted_fps or age_s > self._o.max_age_s
+        if not is_behind:
+            self._window_s = _WINDOW_S
         since_s = math.inf if self._changed_s is None else now_s - self._changed_s
         if since_s > _SETTLED_S and not is_behind:
             self._hold_s = min(self._hold_s, max(self._o.first_hold_s, self._hold_s / 2))
