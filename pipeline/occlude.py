@@ -40,6 +40,7 @@ MIN_MOUTH = 0.8  # rim pixels of a part against the square root of its area
 MAX_INNER = 0.6  # mean of the core inside a part
 WIDE_OPEN = 0.05  # lips further apart than on average, face widths
 _INNER_LIPS = (13, 14)
+_SKIN_CHROMA = 10.0  # 8-bit Lab units from the face's own colour: nearer may be the face itself
 _BIAS = 1.0  # squared deviations by which the thing must explain a pixel better than the face
 _EXTENT = 1.25  # the texture spans this many face widths either side of the centre, halved
 _ANCHORS = np.concatenate([OVAL[::2], RIGHT_EYE[::4], LEFT_EYE[::4], RIGHT_BROW[::3], LEFT_BROW[::3],
@@ -134,7 +135,20 @@ class OccluderModel:
         depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
         rim = inside & (depth <= 2.0)
         parts = _large_from_rim(odd, rim, depth, inner)
-        return self._redrawn(parts, seen, difference, inside) if parts.any() else parts
+        if not parts.any():
+            return parts
+        return self._without_skin(self._redrawn(parts, seen, difference, inside), seen, inside)
+
+    def _without_skin(self, parts: F32, seen: F32, inside: npt.NDArray[np.bool_]) -> F32:
+        """The parts without what has the face's own colour. A head that turns fast changes its shading as a hand
+        would, and then forehead and cheek of the driver must not be let through; so a bare hand is covered."""
+        skin = np.median(self._mean[..., 1:3][inside], 0)
+        chroma = np.linalg.norm(cv2.GaussianBlur(seen[..., 1:3], (0, 0), 0.8) - skin, axis=-1)
+        left = np.asarray((parts > 0) & (chroma > _SKIN_CHROMA), np.uint8)
+        left = cv2.morphologyEx(left, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        if int(left.sum()) < MIN_AREA * int(inside.sum()):
+            return np.zeros_like(parts)
+        return left.astype(np.float32)
 
     def _redrawn(self, parts: F32, seen: F32, difference: F32, inside: npt.NDArray[np.bool_]) -> F32:
         """The same parts, their border drawn anew where the colour of what is in front explains a pixel

@@ -14,15 +14,15 @@ import pytest
 
 from keyface.configs.evaluation import load_evaluation
 from keyface.engines.open import open_engine
-from keyface.pipeline.assemble import make_parts, network_opener, open_portrait
+from keyface.pipeline.assemble import make_parts, open_portrait
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import Detection
 from keyface.pipeline.fault_judge import Filmed, LeakJudge, find_judged_faces
 from keyface.pipeline.fault_run import SIZE_WH, Clip, load_clip, merge_counts, run_faults
 from keyface.pipeline.fault_script import FPS, Shot, fault_script
 from keyface.pipeline.fault_stages import CannedReenactor, FaultBoard
+from keyface.pipeline.fault_stand_in import choose_stand_in
 from keyface.pipeline.key import Key
-from keyface.pipeline.landmarks import LiteRtLandmarker
 from keyface.pipeline.live import LIVE_IDENTITY, LiveOptions
 from keyface.pipeline.measure_faces import Recogniser, Scrfd
 from keyface.pipeline.paste import Paster
@@ -190,14 +190,8 @@ def generated_clip(models: Any, number: int, detector: Scrfd, n: int = 40) -> Cl
     return Clip(f"generated {number}", pictures, tuple(find_judged_faces(detector, p) for p in pictures))
 
 
-def canned(models: Any) -> Callable[[FaultBoard], ChainParts]:
-    network = network_opener(models, FAST)
-    with open_portrait(models, 3, FAST) as portrait:
-        picture = portrait.render(np.zeros(3, np.float32), np.zeros(52, np.float32))
-    landmarker = LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
-    mesh = landmarker.detect(picture, box_xyxy=np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256)
-    landmarker.close()
-    assert mesh is not None
+def canned(models: Any, clips: list[Clip]) -> Callable[[FaultBoard], ChainParts]:
+    picture, mesh = choose_stand_in(models, clips, FAST)
 
     def make(board: FaultBoard) -> ChainParts:
         analyse = faulty_analysis(models, board, "auto")
@@ -236,7 +230,7 @@ def assert_no_raw_face(
 def test_no_raw_face_under_faults_generated_people(models: Any, eyes: Any) -> None:
     clips = [generated_clip(models, number, eyes[0]) for number in (1, 6, 9)]
     # Generated people are all alike to recognisers: pixels alone count.
-    assert_no_raw_face(canned(models), clips, (eyes[0], []), seed=11, n_frames=1300)
+    assert_no_raw_face(canned(models, clips), clips, (eyes[0], []), seed=11, n_frames=1300)
 
 
 @pytest.mark.slow
@@ -245,7 +239,7 @@ def test_no_raw_face_under_faults_real_people(models: Any, eyes: Any, shared_dir
     folder = shared_dir / "data" / "videos" / "real"
     names = ("clm_cap12", "lp_d3", "st_AOC", "intel_head-pose-face-detection-female-and-male")
     clips = [load_clip(folder / f"{name}.mp4", eyes[0], most=60) for name in names]
-    assert_no_raw_face(canned(models), clips, eyes, seed=12, n_frames=1300)
+    assert_no_raw_face(canned(models, clips), clips, eyes, seed=12, n_frames=1300)
 
 
 @pytest.mark.slow

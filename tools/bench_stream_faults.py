@@ -85,6 +85,7 @@ class _FaultBench:
         from keyface.engines.open import open_engine
         from keyface.engines.store import ModelStore
         from keyface.pipeline.fault_run import load_clip
+        from keyface.pipeline.fault_stand_in import choose_stand_in
         from keyface.pipeline.measure_faces import Scrfd
         from keyface.tools.evaluate_command import pull_judges
 
@@ -101,7 +102,7 @@ class _FaultBench:
         self._clips = [load_clip(path, self._detector) for path in clips]
         if not any(any(clip.faces) for clip in self._clips):
             raise UsageError("--clip: the independent detector finds no face of 40 px in any clip.")
-        self._stand_in = self._picture()
+        self._stand_in = choose_stand_in(self._store, self._clips, _options(backend))
 
     def run_piece(self, number: int, seed: int, n_frames: int) -> dict[str, Any]:
         """One piece; see `count_leaks`."""
@@ -161,25 +162,6 @@ class _FaultBench:
         with Key.generate() as key:
             parts = make_parts(self._store, key, _options(self._backend), identity=LIVE_IDENTITY)
         return replace(parts, analyse=faulty_analysis(self._store, board, self._backend))
-
-    def _picture(self) -> tuple[Any, Any]:
-        """A generated person from the front, and the mesh of the face."""
-        import numpy as np
-
-        from keyface.configs.errors import EngineError
-        from keyface.pipeline.assemble import network_opener, open_portrait
-        from keyface.pipeline.landmarks import LiteRtLandmarker
-
-        network = network_opener(self._store, _options(self._backend))
-        with open_portrait(self._store, 3, _options(self._backend)) as portrait:
-            picture = portrait.render(np.zeros(3, np.float32), np.zeros(52, np.float32))
-        landmarker = LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
-        box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * picture.shape[0]
-        mesh = landmarker.detect(picture, box_xyxy=box)
-        landmarker.close()
-        if mesh is None:
-            raise EngineError("the picture that stands in for renderings shows no face.")
-        return picture, mesh
 
 
 def faulty_analysis(store: ModelStore, board: FaultBoard, backend: str) -> Any:
