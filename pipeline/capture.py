@@ -22,7 +22,7 @@ import cv2
 
 from keyface.configs.errors import SourceError, UsageError
 from keyface.pipeline.capture_decode import DamageAwareDecoder
-from keyface.pipeline.capture_open import MAX_PIXELS, open_input
+from keyface.pipeline.capture_open import MAX_PIXELS, close_input, open_input
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.rotation import apply_turn, swaps_sides, turn_of_frame
 from keyface.pipeline.yuv import ColourTags, colour_tags_of, rgb_from_av
@@ -148,7 +148,7 @@ class FileSource:
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
-        self._container.close()
+        close_input(self._container)
 
     def __enter__(self) -> FileSource:
         return self
@@ -185,7 +185,7 @@ class FileSource:
             self._stream = self._choose_stream()
             self._stream.thread_type = "AUTO"
         except BaseException:
-            self._container.close()
+            close_input(self._container)
             raise
 
     def _choose_stream(self) -> Any:
@@ -239,7 +239,7 @@ class FileSource:
                 return chain([landed], self._decoded)
         except (av.FFmpegError, OSError):
             self._notes.append("The file cannot be searched; it was read from the beginning.")
-        self._container.close()
+        close_input(self._container)
         self._open()
         self._decoder = self._new_decoder()
         self._decoded = self._decoder.frames()

@@ -17,6 +17,7 @@ from typing import Any
 import av
 
 from keyface.configs.errors import SinkError
+from keyface.pipeline.capture_open import close_input
 from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.live_audio import AudioPiece
 from keyface.pipeline.live_sink import checked_pixels
@@ -144,7 +145,7 @@ class PushSink:
         with contextlib.suppress(av.FFmpegError, OSError, CarrierLost):
             if is_good and tracks is not None:
                 tracks.finish()
-                container.close()
+                close_input(container)
         carrier.close(is_patient=is_good)
         self._carrier = self._tracks = self._container = None
 
@@ -194,7 +195,7 @@ class PushSink:
             carrier.close(is_patient=False)
         if container is not None:
             with contextlib.suppress(av.FFmpegError, OSError, CarrierLost):
-                container.close()
+                close_input(container)
         was_told = bool(self.problem)
         self.problem = f"{self.name} {_reason(error)}; it is tried again."
         if not was_told:

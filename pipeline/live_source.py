@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from keyface.configs.errors import SourceError, UsageError
+from keyface.pipeline.capture_open import close_input
 from keyface.pipeline.frame import Frame, ImageRgb
 from keyface.pipeline.live_address import SourceAddress
 from keyface.pipeline.live_audio import AudioTap
@@ -212,4 +213,4 @@ def _resized(image_rgb: ImageRgb, size_wh: tuple[int, int]) -> ImageRgb:
 
 def _close(container: Any) -> None:
     with contextlib.suppress(av.FFmpegError, OSError):
-        container.close()
+        close_input(container)

@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from keyface.pipeline.capture_open import close_input
 from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece, AudioTap, Samples
 
 _SEAM_S = 0.04  # a smaller distance from where the last piece ended is jitter of stamps, and not shown
@@ -129,7 +130,7 @@ class FileSound:
 
     def close(self) -> None:
         """Closes the file."""
-        self._container.close()
+        close_input(self._container)
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         try:
