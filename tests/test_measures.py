@@ -174,10 +174,11 @@ def test_thresholds_come_from_pairs(tmp_path: Path) -> None:
             vectors[f"{name}/{shot}.jpg"] = (v / np.linalg.norm(v)).astype(np.float32)
     pairs = [(f"{n}/1.jpg", f"{n}/2.jpg", True) for n in people]
     pairs += [(f"{n}/1.jpg", f"{(int(n) + 1) % 40}/2.jpg", False) for n in people]
-    table = fit_thresholds._fit("net", vectors, pairs)
+    fitted = fit_thresholds._fit(vectors, pairs)
+    table = f"[recognisers.net]\n{fitted}[image_recognisers.net]\n{fitted}is_used_in_training = false\n"
     target = tmp_path / "evaluation.toml"
     target.write_text(
-        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n"
+        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n[image_targets]\n"
     )
     fit_thresholds._write(target, fit_thresholds._provenance("t", 80, {key: [] for key in vectors}) + table)
     config = load_evaluation(target)
