@@ -29,8 +29,9 @@ _FOREHEAD_DARKER = (0.12, 0.35)  # there is nothing but skin and hair, so the li
 _THICK = 0.14  # sides of the grid: more than a brow's and an eye's height together
 _PLANES_SIDE = 32
 _FOREHEAD_RAMP = 0.12  # face widths from the brows to where the forehead begins
-_UPPER = (0.10, 0.22)  # face widths above the brows from where on, and where fully, the forehead is painted
+_UPPER = (0.07, 0.16)  # face widths above the brows from where on, and where fully, the forehead is painted
 _PAINT_SPREAD = 0.11  # sigma of the skin that is painted over virtual hair, in sides of the grid
+_FAR = 0.003  # weight of the average skin
 _CHIN, _FOREHEAD = 152, 10
 _FLOOR = 6.0
 
@@ -123,7 +124,9 @@ def paint_skin(lit_small: F32, hair: F32, skin: F32) -> F32:
     weight = (skin * (1 - hair) ** 2)[..., None]
     stacked = np.dstack([lit_small * weight, weight]).astype(np.float32)
     spread = cv2.GaussianBlur(stacked, (0, 0), _PAINT_SPREAD * hair.shape[0])
-    return np.asarray(spread[..., :3] / np.maximum(spread[..., 3:], 1e-4), np.float32)
+    # Far from any skin the average of all of it, not the darkness of a division by next to nothing.
+    mean = stacked[..., :3].sum((0, 1)) / max(float(weight.sum()), 1e-6)
+    return np.asarray((spread[..., :3] + _FAR * mean) / (spread[..., 3:] + _FAR), np.float32)
 
 
 class VirtualHair:

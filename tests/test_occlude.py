@@ -182,3 +182,5 @@ def test_skin_takes_the_place_of_hair() -> None:
     lit[:8] = 20
     painted = paint_skin(lit, hair, np.ones((36, 36), np.float32))
     assert np.abs(painted[:8] - (190, 145, 120)).max() < 2
+    far = paint_skin(lit, hair, np.float32(np.arange(36) > 30)[:, None] * np.ones((36, 36), np.float32))
+    assert np.abs(far[:8] - (190, 145, 120)).max() < 2  # skin at the chin alone colours the forehead too
