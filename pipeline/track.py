@@ -26,6 +26,7 @@ MESH_SIGMA = 0.015
 _ACCELERATION = np.array([20.0, 20.0, 4.0])  # sides per s^2, twice, and log size per s^2
 _FIRST_SPEED = np.array([2.0, 2.0, 0.5])  # standard deviation of the unknown first speed, per s
 _COAST_S = 0.3  # time in which the speed of an unseen face decays to 1/e
+_FASTEST = 4.0  # sides a second: heads hardly move faster
 _PORTRAIT_PX = 224
 
 
@@ -86,6 +87,10 @@ class BoxFilter:
         """Moves the box on by `dt_s`; a coasting one slows down."""
         step = np.array([[1.0, dt_s], [0.0, 1.0]])
         noise = np.array([[dt_s**4 / 4, dt_s**3 / 2], [dt_s**3 / 2, dt_s**2]])
+        # A jump, as between two scenes whose cut went unseen, looks like a huge speed, and would carry an unseen
+        # box off the face.
+        most = _FASTEST * self._units()
+        self._state[:, 1] = np.clip(self._state[:, 1], -most, most)
         if is_coasting:
             self._state[:, 1] *= np.exp(-dt_s / _COAST_S)
         self._state = self._state @ step.T
