@@ -148,7 +148,7 @@ class OccluderModel:
         left = cv2.morphologyEx(left, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         if int(left.sum()) < MIN_AREA * int(inside.sum()):
             return np.zeros_like(parts)
-        return left.astype(np.float32)
+        return np.asarray(left, np.float32)
 
     def _redrawn(self, parts: F32, seen: F32, difference: F32, inside: npt.NDArray[np.bool_]) -> F32:
         """The same parts, their border drawn anew where the colour of what is in front explains a pixel

@@ -26,6 +26,7 @@ MESH_SIGMA = 0.015
 _ACCELERATION = np.array([20.0, 20.0, 4.0])  # sides per s^2, twice, and log size per s^2
 _FIRST_SPEED = np.array([2.0, 2.0, 0.5])  # standard deviation of the unknown first speed, per s
 _COAST_S = 0.3  # time in which the speed of an unseen face decays to 1/e
+_SIGHTS_S = 0.4  # before a face was last seen: where it was then, it may be again
 _FASTEST = 4.0  # sides a second: heads hardly move faster
 _PORTRAIT_PX = 224
 
@@ -156,6 +157,9 @@ class Track:
     followed_s: float = 0.0  # time of the last frame in which that worked
     step_xy: F64 = field(default_factory=lambda: np.zeros(2))  # predicted motion into this frame, px
     portrait: Portrait | None = None
+    sights: list[tuple[float, F32]] = field(
+        default_factory=list
+    )  # times and boxes of `_SIGHTS_S` before the last
 
     def see(
         self, box_xyxy: F32, *, sigma: float, score: float, points_5: F32 | None, mesh: FaceMesh | None
@@ -169,6 +173,17 @@ class Track:
         self.filter.update(box_xyxy, sigma)
         self.ghost, self.followed_s = mesh, pts_s
 
+    def note_sight(self, now_s: float) -> None:
+        """The box is where the face is at this moment."""
+        self.sights = [(t, box) for t, box in self.sights if now_s - t <= _SIGHTS_S]
+        self.sights.append((now_s, self.filter.box_xyxy))
+
+    def _whereabouts(self) -> F32:
+        """(4,) where an unseen face may be: on its way, or still where it was lately. A cut that went unseen, or a
+        head that turns back, makes a prediction run away from the face."""
+        boxes = np.stack([self.filter.box_xyxy, *(box for _, box in self.sights)])
+        return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)]).astype(np.float32)
+
     def to_face(self, options: TrackOptions) -> Face:
         """The face for the next stage; an unseen one has a grown box and neither points nor mesh."""
         if self.is_seen:
@@ -176,7 +191,7 @@ class Track:
                 self.track_id, self.filter.box_xyxy, self.points_5, self.score, False, self.mesh, self.age
             )
         growth = min(options.growth_per_s * self.gap_s, options.max_growth)
-        box = enlarge_box(self.filter.box_xyxy, 1.1 + growth)
+        box = enlarge_box(self._whereabouts(), 1.1 + growth)
         return Face(self.track_id, box, None, self.score, True, None, self.age)
 
 
@@ -274,6 +289,7 @@ class Tracker:
                 track.last_seen_s, track.gap_s = now, 0.0
                 track.is_tentative = track.is_tentative and track.n_seen < 2 and track.mesh is None
                 track.ghost, track.followed_s = track.mesh, now
+                track.note_sight(now)
                 self._portray(track, image_rgb)
             else:
                 if track.mesh is not None:
