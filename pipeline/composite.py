@@ -146,8 +146,8 @@ class FaceCompositor:
         own = np.asarray(cv2.resize(small, side, interpolation=cv2.INTER_AREA), np.uint8)
         virtual = _reduced(crop_rgb, place.grid, FIT_SIDE)
         whole, face, features = cv2.split(cv2.resize(cv2.merge([masks.mask, masks.inside, masks.core]), side))
-        forehead = cv2.resize(place.planes[..., 0], side)
-        skin = np.asarray(face * (1 - features) * (1 - _FRINGE * forehead), np.float32)
+        zones = _hair_zones(place, masks)
+        skin = np.asarray(face * (1 - features) * (1 - _FRINGE * zones.forehead), np.float32)
         uv = face_coordinates_of(place.region, place.uv_from_frame, side)
         if self._light.is_due():
             self._light.update(fit_light(own, virtual, skin, face, uv), dt_s)
@@ -158,7 +158,6 @@ class FaceCompositor:
             return crop_rgb
         lit, paint = light.apply(virtual, uv), None
         if self._skin_log is not None:
-            zones = _hair_zones(place, masks)
             hair = self._virtual_hair.update(lit, self._skin_log, zones, dt_s)
             hair = np.maximum(hair, np.clip((whole - face) * _RIM, 0, 1))
             paint = _paint(hair, lit, whole, skin * (1 - zones.features))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,16 @@ from keyface.configs.errors import BookError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.pipeline.book import Pin
-from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
+from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMesh, ReenactedFrame
+from keyface.pipeline.frame import Frame
 from keyface.pipeline.puppet import ReenactEngines
+from keyface.pipeline.reenact import ReenactOptions, Reenactor
 
 SIDE = 64
 REST = np.full(52, 0.1, np.float32)
 JAW = BLENDSHAPE_NAMES.index("jawOpen")
+
+MakeMesh = Callable[..., FaceMesh]
 
 
 @dataclass
@@ -191,3 +195,34 @@ class Basis:
     resting: np.ndarray = field(default_factory=lambda: REST)
     # no likeness on average, deviation 0.1: a cosine of 0.25 scores 2.5
     cohort: np.ndarray = field(default_factory=lambda: np.outer(np.repeat([-0.1, 0.1], 32), np.eye(128)[0]))
+
+
+def open_reenactor(world: World, **changes: Any) -> Reenactor:
+    """A Reenactor of the world, opened, with options changed."""
+    people: Any = People(world)
+    options = replace(ReenactOptions(), **changes)
+    made = Reenactor(world.open_engines, Script(), Basis(), people, people, options)  # type: ignore[arg-type]
+    made.open()
+    world.forget()
+    return made
+
+
+def make_face(
+    mesh_at: MakeMesh, track_id: int = 0, yaw: float = 0.0, pitch: float = 0.0, **blendshapes: float
+) -> Face:
+    """A face in the middle of the picture of `item`."""
+    box = np.array([100, 80, 172, 156], np.float32)
+    values = REST.copy()
+    for name, value in blendshapes.items():
+        values[BLENDSHAPE_NAMES.index(name)] = value
+    pose = np.array([yaw, pitch, 0.0], np.float32)
+    mesh = replace(mesh_at(box), pose_ypr_deg=pose, blendshapes=values)
+    return Face(track_id, box, None, 0.9, False, mesh)
+
+
+def item(*faces: Face, index: int = 0, fps: float = 25.0, **more: Any) -> AnalysedFrame:
+    return AnalysedFrame(Frame(np.zeros((200, 300, 3), np.uint8), index, index / fps), faces, **more)
+
+
+def reasons(out: ReenactedFrame) -> list[str]:
+    return [redaction.reason for redaction in out.must_redact]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
-from fake_puppet import REST, Basis, People, Script, World
+from fake_puppet import MakeMesh, World, item, make_face, open_reenactor, reasons
 
 from keyface.configs.errors import EngineError
-from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMesh, ReenactedFrame
-from keyface.pipeline.frame import Frame
+from keyface.pipeline.face import Face
 from keyface.pipeline.key import Key
 from keyface.pipeline.reenact import Pace, ReenactOptions, Reenactor
-
-MakeMesh = Callable[..., FaceMesh]
 
 
 @pytest.fixture
@@ -27,41 +24,13 @@ def world(mesh_at: MakeMesh) -> World:
 @pytest.fixture
 def make(world: World) -> Callable[..., Reenactor]:
     """`make(max_yaw_deg=30, ...)`: an opened Reenactor of the world."""
-
-    def reenactor(**changes: Any) -> Reenactor:
-        people: Any = People(world)
-        options = replace(ReenactOptions(), **changes)
-        made = Reenactor(world.open_engines, Script(), Basis(), people, people, options)  # type: ignore[arg-type]
-        made.open()
-        world.forget()
-        return made
-
-    return reenactor
+    return partial(open_reenactor, world)
 
 
 @pytest.fixture
 def face(mesh_at: MakeMesh) -> Callable[..., Face]:
     """`face(track_id, yaw, pitch, jaw=0.5)`."""
-
-    def make(track_id: int = 0, yaw: float = 0.0, pitch: float = 0.0, **blendshapes: float) -> Face:
-        box = np.array([100, 80, 172, 156], np.float32)
-        values = REST.copy()
-        for name, value in blendshapes.items():
-            values[BLENDSHAPE_NAMES.index(name)] = value
-        pose = np.array([yaw, pitch, 0.0], np.float32)
-        return Face(
-            track_id, box, None, 0.9, False, replace(mesh_at(box), pose_ypr_deg=pose, blendshapes=values)
-        )
-
-    return make
-
-
-def item(*faces: Face, index: int = 0, fps: float = 25.0, **more: Any) -> AnalysedFrame:
-    return AnalysedFrame(Frame(np.zeros((200, 300, 3), np.uint8), index, index / fps), faces, **more)
-
-
-def reasons(out: ReenactedFrame) -> list[str]:
-    return [redaction.reason for redaction in out.must_redact]
+    return partial(make_face, mesh_at)
 
 
 # Live: one step per frame.
