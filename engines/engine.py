@@ -189,6 +189,53 @@ class CheckedEngine(ABC):
                 raise EngineError(f"{self.name} output {name!r}: {n_bad} of {array.size} values not finite.")
 
 
+class ForwardingEngine:
+    """An engine that asks another one for everything; for those that add something to one.
+
+    Args:
+        engine: asked; closed with this.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def backend(self) -> str:
+        return self._engine.backend
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._engine.outputs
+
+    def warm_up(self) -> None:
+        self._engine.warm_up()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._engine.run(inputs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 def _count_not_finite(array: Array) -> int:
     if array.dtype.kind != "f":
         return 0

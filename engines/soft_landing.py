@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from keyface.configs.errors import DeviceLostError, DeviceMemoryError
-from keyface.engines.engine import Array, Engine, TensorSpec
+from keyface.engines.engine import Array, Engine, ForwardingEngine
 
 log = logging.getLogger(__name__)
 
 OnLoss = Literal["cpu", "stop"]
 
 
-class SoftLanding:
+class SoftLanding(ForwardingEngine):
     """An `Engine` that is another one: the card's, until the card is lost or has no memory left for one item.
 
     Then, with `on_loss="cpu"`, the CPU's is opened on the same thread, the call that failed is run there, a
@@ -29,34 +28,15 @@ class SoftLanding:
     """
 
     def __init__(self, engine: Engine, open_cpu: Callable[[], Engine], *, on_loss: OnLoss = "cpu") -> None:
-        self._engine, self._open_cpu, self._on_loss = engine, open_cpu, on_loss
+        super().__init__(engine)
+        self._open_cpu, self._on_loss = open_cpu, on_loss
         self._has_landed = False
         self._own_notes: list[str] = []
-
-    @property
-    def name(self) -> str:
-        """Of the network."""
-        return self._engine.name
-
-    @property
-    def backend(self) -> str:
-        """Of the engine that runs now."""
-        return self._engine.backend
 
     @property
     def notes(self) -> list[str]:
         """What became of it so far, in order."""
         return [*getattr(self._engine, "notes", []), *self._own_notes]
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Of the engine that runs now."""
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Of the engine that runs now."""
-        return self._engine.outputs
 
     def warm_up(self) -> None:
         """As `Engine`."""
@@ -86,18 +66,3 @@ class SoftLanding:
         )
         log.warning("%s", self._own_notes[-1])
         failed.close()
-
-    def close(self) -> None:
-        """As `Engine`."""
-        self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

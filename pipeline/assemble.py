@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from keyface.configs.schema import load_preset
 from keyface.engines.chain_network import open_chain_network
-from keyface.engines.engine import Array, Engine, TensorSpec
+from keyface.engines.engine import Engine, ForwardingEngine
 from keyface.engines.store import ModelStore
 from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.book import IdentityBook
@@ -164,41 +163,11 @@ class EnginePool:
             engine.close()
 
 
-class _Lent:
+class _Lent(ForwardingEngine):
     """An engine that somebody else closes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def backend(self) -> str:
-        return self._engine.backend
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.outputs
 
     def warm_up(self) -> None:
         """Nothing: the engine is warm after its first photo."""
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self._engine.run(inputs)
-
     def close(self) -> None:
         """Nothing: the pool closes it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -189,6 +189,17 @@ def figure_rows(result: Evaluation) -> list[tuple[str, float | None, str, str]]:
     return rows
 
 
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """As plain values."""
+    return {
+        "figure": verdict.figure,
+        "value": _round(verdict.value),
+        "target": verdict.target.wish,
+        "meaning": verdict.target.meaning,
+        "outcome": verdict.outcome,
+    }
+
+
 def to_json(result: Evaluation) -> dict[str, Any]:
     """Plain values for JSON, rounded to six digits; no path, no pixel, no embedding."""
     measures = result.measures
@@ -203,16 +214,7 @@ def to_json(result: Evaluation) -> dict[str, Any]:
         "tracks": result.n_tracks,
         "audio": measures.media.audio,
         "figures": {name: _round(value) for name, value in result.figures.items()},
-        "verdicts": [
-            {
-                "figure": v.figure,
-                "value": _round(v.value),
-                "target": v.target.wish,
-                "meaning": v.target.meaning,
-                "outcome": v.outcome,
-            }
-            for v in result.verdicts
-        ],
+        "verdicts": [verdict_json(v) for v in result.verdicts],
         "recognisers": {n: {k: _round(v) for k, v in row.items()} for n, row in result.recognisers.items()},
         "leak_frames": list(result.leak_frames),
         "leaks": [_leak_json(s) for s in measures.samples if s.is_leak],

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from keyface.configs.manifest import ModelEntry
 from keyface.pipeline.face import F32, Detection
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.geometry import apply_affine, fit_similarity, iou_matrix, similarity_scale
@@ -138,6 +139,11 @@ class Recogniser:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     threshold: float
+
+    @classmethod
+    def of(cls, entry: ModelEntry, engine: Runs, threshold: float) -> Recogniser:
+        """The recogniser of a manifest entry, on an engine that has opened it."""
+        return cls(entry.name, engine, entry.mean, entry.std, threshold)
 
     def embed(self, image_rgb: ImageRgb, points_5: F32) -> F32:
         """Unit vector (D,) of the face whose five points are given, px."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from keyface.configs.evaluation import RecogniserThresholds, Target
 from keyface.configs.papers import PaperFigure, Papers
-from keyface.pipeline.evaluation import Verdict
+from keyface.pipeline.evaluation import Verdict, verdict_json
 from keyface.pipeline.people_attacks import Recovery
 from keyface.pipeline.people_figures import Frechet, PeopleFigures
 from keyface.pipeline.unlinkability import Unlinkability
@@ -114,16 +114,7 @@ def to_json(report: PeopleReport) -> dict[str, Any]:
             }
             for bits, by_judge in figures.key_lengths.items()
         },
-        "verdicts": [
-            {
-                "figure": v.figure,
-                "value": _round(v.value),
-                "target": v.target.wish,
-                "meaning": v.target.meaning,
-                "outcome": v.outcome,
-            }
-            for v in report.verdicts()
-        ],
+        "verdicts": [verdict_json(v) for v in report.verdicts()],
         "papers": [
             {"figure": p.figure, "paper": p.paper, "where": p.where, "value": p.value, "same": p.same}
             for p in report.papers.figures

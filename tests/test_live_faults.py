@@ -169,10 +169,7 @@ def eyes(models: Any) -> Iterator[tuple[Scrfd, list[Recogniser]]]:
             for name in JUDGES
         }
         recognisers = [
-            Recogniser(
-                name, engines[name], models.manifest[name].mean, models.manifest[name].std,
-                limits[name].far_0_1_percent,
-            )
+            Recogniser.of(models.manifest[name], engines[name], limits[name].far_0_1_percent)
             for name in JUDGES[1:]
         ]  # fmt: skip
         yield Scrfd(engines[JUDGES[0]], sizes=(320,)), recognisers

@@ -134,12 +134,10 @@ class _FaultBench:
         from keyface.pipeline.measure_faces import Recogniser
 
         limits = load_evaluation().recognisers
-        eyes = []
-        for name in self._recognisers:
-            entry = self._store.manifest[name]
-            eyes.append(
-                Recogniser(name, self._engines[name], entry.mean, entry.std, limits[name].far_0_1_percent)
-            )
+        eyes = [
+            Recogniser.of(self._store.manifest[name], self._engines[name], limits[name].far_0_1_percent)
+            for name in self._recognisers
+        ]
         return LeakJudge(self._detector, eyes)
 
     def _canned(self, board: FaultBoard) -> ChainParts:

@@ -103,13 +103,7 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
             for name in names
         }
         recognisers = [
-            Recogniser(
-                name,
-                engines[name],
-                store.manifest[name].mean,
-                store.manifest[name].std,
-                limit.far_0_1_percent,
-            )
+            Recogniser.of(store.manifest[name], engines[name], limit.far_0_1_percent)
             for name, limit in config.recognisers.items()
         ]
         # MediaPipe's own program, which finds the face again by itself, not the chain's way to run its parts.

@@ -52,4 +52,4 @@ def _judge(entry: ModelEntry, engine: Engine, threshold: float) -> Embeds:
 
     if entry.name == "facenet":
         return FaceNetJudge(entry.name, engine, entry.mean, entry.std)
-    return PointsJudge(Recogniser(entry.name, engine, entry.mean, entry.std, threshold))
+    return PointsJudge(Recogniser.of(entry, engine, threshold))
