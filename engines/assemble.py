@@ -57,8 +57,15 @@ def _inception(inputs: Mapping[str, Path], output: Path) -> None:
     build_inception(inputs, output)
 
 
+def _lpips(inputs: Mapping[str, Path], output: Path) -> None:
+    from keyface.engines.lpips import build_lpips
+
+    build_lpips(inputs, output)
+
+
 BUILDERS["facenet"] = _facenet
 BUILDERS["inception"] = _inception
+BUILDERS["lpips"] = _lpips
 
 
 def _synthesis_256(inputs: Mapping[str, Path], output: Path) -> None:
