@@ -1,0 +1,108 @@
+"""Writes the full reenactor as ONNX: one graph per source, one per frame, and one that reads a driver's motion.
+
+No graph has a 5-D GridSample, which few engines know. Opset 17, float32, dynamic batch. Pictures are RGB in [-1, 1]
+outside, as those of every other network of the chain, and in [0, 1] inside, as the public layout was trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from keyface.models.facevid2vid import FaceVid2Vid
+
+OPSET = 17
+
+
+class _Graph(nn.Module):
+    def __init__(self, network: FaceVid2Vid) -> None:
+        super().__init__()
+        self.network = network
+
+
+class _Source(_Graph):
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        unit = image * 0.5 + 0.5
+        if self.network.keypoints is None:
+            return (self.network.appearance(unit),)
+        return self.network.source(unit)
+
+
+class _Driving(_Graph):
+    def forward(self, features: Tensor, source_points: Tensor, driving_points: Tensor) -> Tensor:
+        return self.network.render(features, source_points, driving_points) * 2 - 1
+
+
+class _Motion(_Graph):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.network.motion_of(image * 0.5 + 0.5)
+        return found.degrees, found.shift, found.deltas
+
+
+def export_source(network: FaceVid2Vid, path: Path) -> None:
+    """`image` (N, 3, S, S) -> `features` (N, 32, 16, S/4, S/4), `canonical_points` (N, K, 3): kept for each source.
+
+    Without a keypoint detector, `features` alone.
+
+    Raises:
+        ValueError: the network has spectral norm, which is for training.
+    """
+    outputs = ["features"] if network.keypoints is None else ["features", "canonical_points"]
+    _export(_Source(network), (_image(network),), ["image"], outputs, path)
+
+
+def export_driving(network: FaceVid2Vid, path: Path) -> None:
+    """`features`, `source_points` (N, K, 3), `driving_points` (N, K, 3) -> `image` (N, 3, S, S): run for
+    each frame.
+
+    Raises:
+        ValueError: the network has spectral norm, which is for training.
+    """
+    c = network.config
+    features = torch.zeros(1, c.volume_channels, *c.volume_dhw)
+    points = torch.zeros(1, c.n_keypoints, 3)
+    names = ["features", "source_points", "driving_points"]
+    _export(_Driving(network), (features, points, points), names, ["image"], path)
+
+
+def export_motion(network: FaceVid2Vid, path: Path) -> None:
+    """`image` (N, 3, S, S) -> `degrees` (N, 3) yaw, pitch, roll, `shift` (N, 3), `deltas` (N, K, 3).
+
+    Raises:
+        ValueError: the network takes keypoints from outside, or has spectral norm.
+    """
+    if network.pose is None:
+        raise ValueError("this network takes keypoints from outside: it has no motion to export")
+    _export(_Motion(network), (_image(network),), ["image"], ["degrees", "shift", "deltas"], path)
+
+
+def _image(network: FaceVid2Vid) -> Tensor:
+    return torch.zeros(1, 3, network.config.side_px, network.config.side_px)
+
+
+def _export(
+    graph: _Graph, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], path: Path
+) -> None:
+    if graph.network.config.is_spectral:
+        raise ValueError(
+            "a network with spectral norm is for training: export facevid2vid_layout.for_inference of it"
+        )
+    was_training = graph.network.training
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracing exporter is the one that needs no further package; that it is an older one is known.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            graph.eval(),
+            example,
+            str(path),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "N"} for name in [*inputs, *outputs]},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph.network.train(was_training)
