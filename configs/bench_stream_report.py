@@ -28,6 +28,7 @@ _FORM: dict[str, Any] = {
     "machine": {"cpu": str, "cores": int, "memory_bytes": (int, type(None)), "system": str, "python": str},
     "versions": {str: str},
     "clips": [str],
+    "reenactor": str,
     "runs": {str: _RUN},
     "rotation": (None, {"in_use_s": _MAYBE, "longest_gap_ms": _NUMBER, "usual_gap_ms": _NUMBER,
                         "mosaics_between": int, "frames": int}),

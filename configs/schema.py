@@ -23,6 +23,8 @@ BackendName = Literal[
     "auto", "onnxruntime", "openvino", "litert", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"
 ]
 Precision = Literal["f32", "bf16", "f16"]
+ReenactorName = Literal["latent", "warp"]
+ReenactorChoice = Literal["auto", "latent", "warp"]
 
 T = TypeVar("T")
 

@@ -17,19 +17,23 @@ from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.detect import DetectOptions, YuNetDetector
 from keyface.pipeline.identity import Identities, IdentityOptions
 from keyface.pipeline.key import Key
+from keyface.pipeline.keypoints import KeypointModel
 from keyface.pipeline.landmarks import LiteRtLandmarker
 from keyface.pipeline.motion import MotionMap
 from keyface.pipeline.paste import Paster
 from keyface.pipeline.portrait import GeneratedPortrait
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.projector import Projector
-from keyface.pipeline.puppet import Puppet, ReenactEngines
+from keyface.pipeline.puppet import Actor, Puppet, ReenactEngines, WarpEngines
 from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.reenact import Reenactor
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
+from keyface.pipeline.warp_puppet import make_actor
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
 _DATA_MODELS = ("motion_map", "identity_basis", "projector")
+_WARP_NETWORKS = ("warp_source", "warp_motion", "warp_decode")
+_WARP_MODELS = ("keypoints", *_WARP_NETWORKS)
 
 OpenNetwork = Callable[[str], Engine]
 
@@ -38,7 +42,8 @@ def model_names(options: ProcessOptions) -> tuple[str, ...]:
     """The models that a chain with these options needs."""
     if options.redact_only:
         return _ANALYSIS_MODELS
-    return (*_ANALYSIS_MODELS, f"synthesis_{options.generator_px}", *_DATA_MODELS)
+    warp = _WARP_MODELS if options.reenactor_used == "warp" else ()
+    return (*_ANALYSIS_MODELS, f"synthesis_{options.generator_px}", *_DATA_MODELS, *warp)
 
 
 def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
@@ -76,9 +81,6 @@ def make_parts(
     """
     network = open_network or network_opener(store, options)
 
-    def landmarker() -> LiteRtLandmarker:
-        return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
-
     def recogniser() -> Recogniser:
         return Recogniser(network("sface_fast"))
 
@@ -88,7 +90,7 @@ def make_parts(
     analyser = Analyser(
         analyse_options,
         open_detector=lambda: YuNetDetector(network("yunet_dynamic"), analyse_options.detect),
-        open_landmarker=landmarker,
+        open_landmarker=lambda: open_landmarker(network),
         open_recogniser=recogniser,
     )
     if options.redact_only:
@@ -96,21 +98,56 @@ def make_parts(
     if key is None:
         raise ValueError("chain: got no key, and redact_only is not asked for")
 
-    def engines() -> ReenactEngines:
-        return ReenactEngines(network(f"synthesis_{options.generator_px}"), landmarker(), recogniser())
-
     basis = IdentityBasis.load(store.path("identity_basis"))
     identities = Identities(recogniser, identity, book=book, cohort=basis.cohort)
     virtual = VirtualIdentities(key, basis, Projector.load(store.path("projector")))
-    reenactor = Reenactor(engines, MotionMap(store.path("motion_map")), basis, identities, virtual)
+    reenactor = Reenactor(
+        lambda: open_reenact_engines(network, options),
+        MotionMap(store.path("motion_map")),
+        basis,
+        identities,
+        virtual,
+        keypoints=load_keypoints(store, options),
+    )
 
     def release() -> None:
         identities.teach_book()
         reenactor.release()
 
     return ChainParts(
-        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=release
-    )
+        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=release,
+        reenactor=options.reenactor_used,
+    )  # fmt: skip
+
+
+def open_landmarker(network: OpenNetwork) -> LiteRtLandmarker:
+    """The chain's landmarker."""
+    return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
+
+
+def open_reenact_engines(network: OpenNetwork, options: ProcessOptions) -> ReenactEngines:
+    """What shows virtual faces as the options say."""
+    generator, looker = network(f"synthesis_{options.generator_px}"), open_landmarker(network)
+    recogniser = Recogniser(network("sface_fast"))
+    if options.reenactor_used == "latent":
+        return ReenactEngines(generator, looker, recogniser)
+    warp = WarpEngines(*(network(name) for name in _WARP_NETWORKS))
+    return ReenactEngines(generator, looker, recogniser, warp)
+
+
+def load_keypoints(store: ModelStore, options: ProcessOptions) -> KeypointModel | None:
+    """Of the warping reenactor; None for the other. Raises ModelStoreError."""
+    if options.reenactor_used == "latent":
+        return None
+    return KeypointModel.load(store.path("keypoints"))
+
+
+def make_chain_actor(
+    engines: ReenactEngines, store: ModelStore, basis: IdentityBasis, options: ProcessOptions
+) -> Actor:
+    """What the chain shows virtual people with, outside the chain."""
+    motion = MotionMap(store.path("motion_map"))
+    return make_actor(engines, motion, basis.resting, load_keypoints(store, options))
 
 
 @contextmanager
@@ -129,7 +166,7 @@ def open_portrait(
     network = network_opener(store, options)
     with ExitStack() as stack:
         generator = stack.enter_context(network(f"synthesis_{options.generator_px}"))
-        landmarker = LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
+        landmarker = open_landmarker(network)
         stack.callback(landmarker.close)
         recogniser = Recogniser(network("sface_fast"))
         stack.callback(recogniser.close)

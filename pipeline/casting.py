@@ -20,7 +20,7 @@ from keyface.pipeline.frame import RedactionReason
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.mirror import look_at_pasted
 from keyface.pipeline.motion import controls_of
-from keyface.pipeline.puppet import Person, Puppet, ReenactEngines, Role
+from keyface.pipeline.puppet import Actor, Person, ReenactEngines, Role
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
 
 Place = Callable[[Role, F32, Face], VirtualFace | RedactionReason]
@@ -65,7 +65,7 @@ class Casting:
     def __init__(
         self,
         engines: ReenactEngines,
-        puppet: Puppet,
+        puppet: Actor,
         place: Place,
         basis: IdentityBasis,
         identities: Identities,
@@ -120,8 +120,9 @@ class Casting:
         """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`alike`):
         of the virtual person at rest from the front, and of the face pasted over the driver's."""
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
-        crop, mesh = self._puppet.show(person, at_rest, person.own_mesh)
-        if mesh is None:
+        shown = self._puppet.show(person, at_rest, person.own_mesh)
+        crop, mesh = (None, None) if isinstance(shown, str) else shown
+        if crop is None or mesh is None:
             return math.inf
         alone = self.alike(self._puppet.embed(crop, mesh), driver)
         yield

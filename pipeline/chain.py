@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from keyface.configs.schema import ReenactorName
 from keyface.pipeline import guard
 from keyface.pipeline.choose import FaceChooser, FacesChoice
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
@@ -40,6 +41,7 @@ class ChainParts:
         reenact: renders virtual faces; None: all faces are mosaicked.
         paste: puts them into the frame.
         release: called when the parts are no longer used; forgets secrets.
+        reenactor: what `reenact` is, for summaries; None without one.
     """
 
     analyse: Stage[Frame, AnalysedFrame]
@@ -47,6 +49,7 @@ class ChainParts:
     reenact: Stage[AnalysedFrame, ReenactedFrame] | None
     paste: Stage[ReenactedFrame, SafeFrame]
     release: Callable[[], None] = _nothing
+    reenactor: ReenactorName | None = None
 
 
 def make_plans(

@@ -17,7 +17,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from keyface.configs.errors import SourceError
 from keyface.engines.store import ModelStore
-from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
+from keyface.pipeline.assemble import (
+    EnginePool,
+    make_chain_actor,
+    make_parts,
+    network_opener,
+    open_reenact_engines,
+)
 from keyface.pipeline.book import IdentityBook
 from keyface.pipeline.chain import make_plans
 from keyface.pipeline.choose import FacesChoice
@@ -27,11 +33,8 @@ from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason, SafeFrame
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.inline import InlineChain
 from keyface.pipeline.key import Key
-from keyface.pipeline.landmarks import LiteRtLandmarker
-from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap
+from keyface.pipeline.motion import POSE_SCALE_DEG
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.puppet import Puppet, ReenactEngines
-from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.stage import Stage
 from keyface.pipeline.virtual import IdentityBasis
 
@@ -73,11 +76,8 @@ class Previewer:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._pool)
-        landmarker = LiteRtLandmarker(self._pool("face_mesh"), self._pool("face_blendshapes"))
-        engines = ReenactEngines(
-            self._pool(f"synthesis_{self._o.generator_px}"), landmarker, Recogniser(self._pool("sface_fast"))
-        )
-        self._puppet = Puppet(engines, MotionMap(self._store.path("motion_map")))
+        engines = open_reenact_engines(self._pool, self._o)
+        self._actor = make_chain_actor(engines, self._store, self._basis, self._o)
         return self
 
     def __exit__(
@@ -131,7 +131,7 @@ class Previewer:
         )  # fmt: skip
 
     def _poses(self, w: F32) -> list[tuple[str, ImageRgb]]:
-        person = self._puppet.meet(w)
+        person = self._actor.meet(w)
         if person is None:
             return []
         rest = self._basis.resting
@@ -147,7 +147,9 @@ class Previewer:
         shown = []
         for title, yaw_deg, blendshapes in asked:
             wanted = np.concatenate([[yaw_deg / POSE_SCALE_DEG, 0.0], blendshapes]).astype(np.float32)
-            shown.append((title, self._puppet.show(person, wanted, person.own_mesh)[0]))
+            found = self._actor.show(person, wanted, person.own_mesh)
+            if not isinstance(found, str):
+                shown.append((title, found[0]))
         return shown
 
 

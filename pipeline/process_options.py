@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from keyface.configs.errors import UsageError
-from keyface.configs.schema import BackendName, preset_names
+from keyface.configs.schema import BackendName, ReenactorChoice, ReenactorName, load_preset, preset_names
+from keyface.engines.chain_network import uses_card
 from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.runner import OnFault
 
 GeneratorPx = Literal[256, 1024]
+
+# What `auto` takes on each kind of device: the one that measured better, see docs/reenactor.md.
+AUTO_REENACTOR: Mapping[Literal["cpu", "card"], ReenactorName] = {"cpu": "latent", "card": "latent"}
+WARP_PX: GeneratorPx = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,8 @@ class ProcessOptions:
         lookahead_s: how far back a face that is found late is hidden.
         generator_px: side of the virtual faces as they are rendered; 1024 is sharper in large faces and
             many times slower.
+        reenactor: "latent": the generator renders every frame; "warp": it renders a person once, and a smaller
+            network moves that picture, 256 px only; "auto": see `reenactor_used`.
         preset: how networks are run: "default", or "exact" for the same pixels on every machine.
         backend: inference back-end for all networks, "auto": as the preset prefers.
         threads: of one network; 0: as configured.
@@ -46,6 +54,7 @@ class ProcessOptions:
     stage_timeout_s: float = 30.0
     lookahead_s: float = 0.5
     generator_px: GeneratorPx = 256
+    reenactor: ReenactorChoice = "auto"
     preset: str = "default"
     backend: BackendName = "auto"
     threads: int = 0
@@ -55,6 +64,7 @@ class ProcessOptions:
             ("--faces", self.faces, get_args(FacesChoice)),
             ("--on-fault", self.on_fault, get_args(OnFault)),
             ("--backend", self.backend, get_args(BackendName)),
+            ("--reenactor", self.reenactor, get_args(ReenactorChoice)),
         ):
             if value not in legal:
                 raise UsageError(f"{name}: got {value!r}.", f"Legal: {', '.join(legal)}.")
@@ -62,6 +72,11 @@ class ProcessOptions:
             raise UsageError(f"--preset: got {self.preset!r}.", f"Legal: {', '.join(preset_names())}.")
         if self.generator_px not in get_args(GeneratorPx):
             raise UsageError(f"--generator: got {self.generator_px}.", "Legal: 256, 1024.")
+        if self.reenactor == "warp" and self.generator_px != WARP_PX:
+            raise UsageError(
+                f"--reenactor warp: it moves pictures of {WARP_PX} px, and --generator asks for {self.generator_px}.",
+                "Leave one of them out.",
+            )
         _check_range("--start", self.start_s, 0.0)
         _check_range("--end", self.end_s, 0.0)
         if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
@@ -74,9 +89,21 @@ class ProcessOptions:
         _check_range("--lookahead", self.lookahead_s, 0.0, 5.0)
         _check_range("--threads", self.threads, 0)
 
+    @property
+    def reenactor_used(self) -> ReenactorName:
+        """The reenactor asked for; with "auto" the better one, as measured, for the device and the generator."""
+        if self.reenactor != "auto":
+            return self.reenactor
+        if self.generator_px != WARP_PX:
+            return "latent"
+        return AUTO_REENACTOR["card" if uses_card(self.backend, load_preset(self.preset).engines) else "cpu"]
+
     def settings(self) -> dict[str, Any]:
         """What decides the output, as plain values."""
         settings = asdict(self)
+        settings["reenactor"] = self.reenactor_used
+        if settings["reenactor"] == "latent":  # what was made when there was no other one stays valid
+            del settings["reenactor"]
         for name in ("stage_timeout_s", "threads", "backend"):
             del settings[name]
         return settings

@@ -1,19 +1,22 @@
-"""The puppet: one generator with the networks that look at what it renders; and the part played for a track."""
+"""The puppet: one generator with the networks that look at what it renders; and the part played for a track.
+
+`Actor` is the seam: `Puppet` renders every frame, `warp_puppet.WarpPuppet` moves one rendering of a person.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from keyface.configs.errors import EngineError
 from keyface.engines.engine import Engine
 from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, VirtualFace
-from keyface.pipeline.frame import ImageRgb
+from keyface.pipeline.frame import ImageRgb, RedactionReason
 from keyface.pipeline.geometry import points_5_from_mesh
 from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.motion import MotionMap, OneEuro, RestingFace, SteadyMesh, controls_of
+from keyface.pipeline.motion import MotionMap, OneEuro, RestingFace, SteadyMesh, amplified, controls_of
 from keyface.pipeline.recognise import Recogniser
 
 # where the face lies in an FFHQ-aligned crop, in shares of its side
@@ -21,25 +24,80 @@ _FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
+class WarpEngines:
+    """The networks of the warping reenactor: `source` looks at a person's picture once, `motion` says for each frame
+    what goes where, `decode` makes the picture."""
+
+    source: Engine
+    motion: Engine
+    decode: Engine
+
+
+@dataclass(frozen=True, slots=True)
 class ReenactEngines:
-    """What the stage opens on its thread: generator (`w_plus` -> `image`), landmarker, recogniser."""
+    """What the stage opens on its thread: generator (`w_plus` -> `image`), landmarker, recogniser; `warp` for the
+    warping reenactor only."""
 
     generator: Engine
     landmarker: Landmarker
     recogniser: Recogniser
+    warp: WarpEngines | None = None
+
+    def warm_up(self) -> None:
+        """Runs each network that renders once."""
+        self.generator.warm_up()
+        if self.warp is not None:
+            for network in (self.warp.source, self.warp.motion, self.warp.decode):
+                network.warm_up()
+
+    def close(self) -> None:
+        """Closes all."""
+        for part in (self.generator, self.landmarker, self.recogniser):
+            part.close()
+        if self.warp is not None:
+            for network in (self.warp.source, self.warp.motion, self.warp.decode):
+                network.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Person:
-    """A virtual person: w (512,), the map's coefficients for what G(w) shows by itself, and its last mesh."""
+    """A virtual person: w (512,), the map's coefficients for what G(w) shows by itself, and its last mesh. Two are
+    the same only when they are one object."""
 
     w: F32
     own_coefficients: F32
     own_mesh: FaceMesh
 
 
+class Actor(Protocol):
+    """Shows virtual people with given controls, and looks at what it shows. On the thread that owns its engines."""
+
+    def meet(self, w: F32) -> Person | None:
+        """Renders G(w) as it is and measures it; None when no face is found in it."""
+        ...
+
+    def ask(self, blendshapes: F32, rest: F32) -> F32:
+        """(52,) to ask of `show` for blendshapes (52,) to appear, around the person's rest (52,)."""
+        ...
+
+    def show(
+        self, person: Person, wanted: F32, previous: FaceMesh | None
+    ) -> tuple[ImageRgb, FaceMesh | None] | RedactionReason:
+        """The person with controls `wanted` (54,): uint8 (S, S, 3), and the mesh found in it; or why the person
+        cannot be shown like that. Raises EngineError when a network fails."""
+        ...
+
+    def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
+        """The mesh of a rendered face."""
+        ...
+
+    def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
+        """(128,) unit embedding of a rendered face."""
+        ...
+
+
 class Puppet:
-    """One generator with its landmarker: renders a person with given controls, and measures the result."""
+    """`Actor`: one generator with its landmarker, which renders a person anew for each frame."""
 
     def __init__(self, engines: ReenactEngines, motion: MotionMap) -> None:
         self._engines, self._motion = engines, motion
@@ -52,6 +110,10 @@ class Puppet:
             return None
         return Person(w, self._motion.coefficients(w, controls_of(mesh)), mesh)
 
+    def ask(self, blendshapes: F32, rest: F32) -> F32:
+        """See `Actor`: the motion map delivers less of some than it is asked for."""
+        return amplified(blendshapes, rest)
+
     def show(
         self, person: Person, wanted: F32, previous: FaceMesh | None
     ) -> tuple[ImageRgb, FaceMesh | None]:
@@ -62,10 +124,7 @@ class Puppet:
     def render(self, w_plus: F32) -> ImageRgb:
         """uint8 (S, S, 3) of W+ (23, 512). Raises EngineError when the output is not finite."""
         image = self._engines.generator.run({"w_plus": w_plus[None].astype(np.float32)})["image"][0]
-        if not np.isfinite(image).all():
-            raise EngineError("generator: the image is not finite.", "Try --backend onnxruntime.")
-        pixels = np.clip(image * 127.5 + 127.5, 0, 255).transpose(1, 2, 0)
-        return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
+        return pixels_of(image, "generator")
 
     def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
         """The mesh of a rendered face."""
@@ -76,6 +135,14 @@ class Puppet:
     def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
         """(128,) unit embedding of a rendered face."""
         return self._engines.recogniser.embed(crop_rgb, points_5_from_mesh(mesh.points_xyz))
+
+
+def pixels_of(image: F32, network: str) -> ImageRgb:
+    """uint8 (S, S, 3) of a network's image (3, S, S), about [-1, 1]. Raises EngineError when it is not finite."""
+    if not np.isfinite(image).all():
+        raise EngineError(f"{network}: the image is not finite.", "Try --backend onnxruntime.")
+    pixels = np.clip(image * 127.5 + 127.5, 0, 255).transpose(1, 2, 0)
+    return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
 
 
 class Rendered(NamedTuple):

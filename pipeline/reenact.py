@@ -1,9 +1,10 @@
-"""Reenactment in the generator's own space: the virtual person shows the driver's pose and expression.
+"""Reenactment: the virtual person shows the driver's pose and expression.
 
 Per face and frame: driver's controls -> smoothed (One-Euro) -> expression relative to the driver's rest, on the
-virtual person's rest -> corrected by what the last renderings missed -> motion map -> W+ -> generator ->
-landmarks of the rendered face -> placement. Only pose and relative expression of the driver travel (face motion
-of FaceVid2Vid, eq. 1-4, with explicit controls in place of learned keypoints), so the driver's face shape does not.
+virtual person's rest -> corrected by what the last renderings missed -> an `Actor` shows the person so (the generator
+anew: motion map -> W+ -> generator; or `warp_puppet`) -> landmarks of the rendered face -> placement. Only pose and
+relative expression of the driver travel (face motion of FaceVid2Vid, eq. 1-4, with explicit controls in place of
+learned keypoints), so the driver's face shape does not.
 
 What cannot be shown well is not shown: a face beyond the generator's pose range, a rendering in which no
 face is found or that does not fit the driver's, is left to be mosaicked.
@@ -21,11 +22,13 @@ from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, ReenactedF
 from keyface.pipeline.frame import Redaction, RedactionReason
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.key import Key
+from keyface.pipeline.keypoints import KeypointModel
 from keyface.pipeline.mirror import look_at_pasted, pose_missed
-from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap, amplified, controls_of, transfer
+from keyface.pipeline.motion import POSE_SCALE_DEG, MotionMap, controls_of, transfer
 from keyface.pipeline.place import face_width, fit_frame_from_crop, misfit
-from keyface.pipeline.puppet import Person, Puppet, ReenactEngines, Rendered, Role
+from keyface.pipeline.puppet import Actor, Person, ReenactEngines, Rendered, Role
 from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
+from keyface.pipeline.warp_puppet import make_actor
 
 _MOVED = 0.2  # largest change of a control (a pose of 6 degrees, a fifth of a blink) that an old rendering may miss
 _LATEST_RENDER = 4  # frames that a rendering is shown at most
@@ -86,6 +89,8 @@ class Reenactor:
         open_engines: opens what the stage needs, on its thread.
         identities: knows the person behind a track.
         virtual: turns a person's embedding into a virtual person under the key.
+        keypoints: of the warping reenactor, whose engines `open_engines` then opens too; None: the generator renders
+            every frame.
     """
 
     def __init__(
@@ -96,13 +101,16 @@ class Reenactor:
         identities: Identities,
         virtual: VirtualIdentities,
         options: ReenactOptions | None = None,
+        *,
+        keypoints: KeypointModel | None = None,
     ) -> None:
         self._open_engines, self._motion, self._basis = open_engines, motion, basis
+        self._keypoints = keypoints
         self._identities, self._virtual = identities, virtual
         self._o = options or ReenactOptions()
         self.pace = Pace()  # may be set on any thread; the next frame obeys
         self._engines: ReenactEngines | None = None
-        self._puppet: Puppet | None = None
+        self._puppet: Actor | None = None
         self._cast: dict[int, Person | RedactionReason] = {}  # a reason: nobody stands in
         self._searches: dict[int, tuple[Search, Scene]] = {}
         self._roles: dict[int, Role] = {}
@@ -112,8 +120,8 @@ class Reenactor:
     def open(self) -> None:
         """Opens the engines and runs each once."""
         self._engines = self._open_engines()
-        self._engines.generator.warm_up()
-        self._puppet = Puppet(self._engines, self._motion)
+        self._engines.warm_up()
+        self._puppet = make_actor(self._engines, self._motion, self._basis.resting, self._keypoints)
         self._searches.clear()
         self._roles.clear()
         self._understudies.clear()
@@ -122,8 +130,7 @@ class Reenactor:
         """Closes the engines. Opened again, the same people keep their virtual faces."""
         engines, self._engines, self._puppet = self._engines, None, None
         if engines is not None:
-            for part in (engines.generator, engines.landmarker, engines.recogniser):
-                part.close()
+            engines.close()
 
     def release(self) -> None:
         """Forgets the key."""
@@ -228,7 +235,12 @@ class Reenactor:
         assert self._puppet is not None and face.mesh is not None
         asked = wanted.copy()
         asked[:2] += role.pasting
-        crop, mesh = self._puppet.show(role.person, asked + role.correction, role.mesh)
+        shown = self._puppet.show(role.person, asked + role.correction, role.mesh)
+        if isinstance(shown, str):  # what cannot be shown says nothing about the frames to come
+            role.correction[:] = 0
+            role.forget_motion()
+            return shown
+        crop, mesh = shown
         if mesh is None:  # look again without a hint, in case the face had moved out of it
             mesh = self._puppet.look(crop, None)
         role.rendered = None
@@ -248,13 +260,14 @@ class Reenactor:
 
     def _wanted(self, role: Role, mesh: FaceMesh, t_s: float) -> F32:
         """(54,) controls that the virtual person is to show."""
+        assert self._puppet is not None
         controls = role.filter(controls_of(mesh), t_s).copy()
         frontal = abs(float(controls[0])) < 0.6 and abs(float(controls[1])) < 0.6
         role.rest.update(controls[2:], t_s, is_frontal=frontal)
         limits = np.array([self._o.max_yaw_deg, self._o.max_pitch_deg], np.float32) / POSE_SCALE_DEG
         controls[:2] = np.clip(controls[:2], -limits, limits)
         resting = self._basis.resting
-        controls[2:] = amplified(transfer(controls[2:], role.rest.blendshapes, resting), resting)
+        controls[2:] = self._puppet.ask(transfer(controls[2:], role.rest.blendshapes, resting), resting)
         return controls
 
     def _rehearse(self, role: Role, item: AnalysedFrame, face: Face) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from keyface.configs.schema import ReenactorName
 from keyface.pipeline.book import ClipReport
 from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.stage_times import StageTimes
@@ -32,6 +33,7 @@ class Summary:
         notes: what was done to sound, metadata and size, in sentences.
         warnings: what the user should look at, in sentences.
         book: what the identity book had to do with it, see `ClipReport`; None without a book.
+        reenactor: what showed the virtual faces; None where all faces are mosaicked.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     book: ClipReport | None = None
+    reenactor: ReenactorName | None = None
 
     def with_book(self, report: ClipReport) -> Summary:
         """The same with what the identity book has to say."""
@@ -67,6 +70,7 @@ class Summary:
             "source": self.source,
             "output": self.output,
             "kind": self.kind,
+            "reenactor": self.reenactor,
             "frames": self.frames,
             "faces": self.faces,
             "replaced": self.replaced,

@@ -14,6 +14,7 @@ from keyface.engines.fake import FakeEngine
 from keyface.pipeline.book import Pin
 from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMesh, ReenactedFrame
 from keyface.pipeline.frame import Frame
+from keyface.pipeline.keypoints import KeypointModel
 from keyface.pipeline.puppet import ReenactEngines
 from keyface.pipeline.reenact import ReenactOptions, Reenactor
 
@@ -40,6 +41,7 @@ class World:
         kept, refused: what the book was told: (person, candidate), and people.
         keys: those that were changed to; has_left_book: the book was left for it.
         asked: controls (54,) of each rendering, None for a person as he is.
+        keypoints: of the warping reenactor, see `fake_warp`.
     """
 
     mesh: FaceMesh
@@ -64,6 +66,7 @@ class World:
     keys: list[Any] = field(default_factory=list)
     has_left_book: bool = False
     n_opened: int = 0
+    keypoints: KeypointModel | None = None
 
     def generator(self) -> FakeEngine:
         def render(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -201,7 +204,15 @@ def open_reenactor(world: World, **changes: Any) -> Reenactor:
     """A Reenactor of the world, opened, with options changed."""
     people: Any = People(world)
     options = replace(ReenactOptions(), **changes)
-    made = Reenactor(world.open_engines, Script(), Basis(), people, people, options)  # type: ignore[arg-type]
+    made = Reenactor(
+        world.open_engines,
+        Script(),
+        Basis(),
+        people,
+        people,
+        options,
+        keypoints=world.keypoints,  # type: ignore[arg-type]
+    )
     made.open()
     world.forget()
     return made

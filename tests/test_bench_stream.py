@@ -37,6 +37,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "machine": {"cpu": "x", "cores": 2, "memory_bytes": None, "system": "Linux", "python": "3.12"},
         "versions": {"numpy": "2"},
         "clips": ["a.mp4"],
+        "reenactor": "latent",
         "runs": {"one": RUN},
         "rotation": None,
         "faults": {"real": None, "canned": COUNT, "seed": 1, "examples": []},

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import UsageError
-from keyface.tools import bench_stream_command
+from keyface.tools import bench_reenact_command, bench_stream_command
+from keyface.tools.reenactor_option import add_reenactor_option
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
@@ -28,8 +29,9 @@ def add_parser(subparsers: Any) -> None:
         "every network alone on every back-end that is installed. Close other programs first.",
     )
     parser.add_argument(
-        "what", nargs="?", choices=("chain", "stream"), default="chain",
-        help="stream: how fast, how late and how safe a live stream is (default: chain)",
+        "what", nargs="?", choices=("chain", "stream", "reenact"), default="chain",
+        help="stream: how fast, how late and how safe a live stream is; reenact: both reenactors in turn on the same "
+        "frames (default: chain)",
     )  # fmt: skip
     parser.add_argument(
         "--clip", type=Path, action="append", metavar="FILE", dest="clips",
@@ -44,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--cores", type=int, metavar="N", help="use only N processor cores")
     parser.add_argument("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto")
     parser.add_argument("--redact-only", action="store_true", help="the chain with mosaics, no virtual faces")
+    add_reenactor_option(parser)
     parser.add_argument("--only", choices=("chain", "engines"), help="measure one part only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="print B / A")
@@ -61,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.what == "stream":
         return bench_stream_command.run(args, args.clips or [])
+    if args.what == "reenact":
+        return bench_reenact_command.run(args)
     report = measure(args)
     check_bench(report)
     print(json.dumps(report, indent=2) if args.json else "\n".join(_lines(report)))
@@ -75,9 +80,9 @@ def _check(args: argparse.Namespace) -> None:
     for clip in args.clips or []:
         if not clip.is_file():
             raise UsageError(f"--clip: there is no file {clip}.")
-    if args.what == "chain" and len(args.clips or []) > 1:
+    if args.what != "stream" and len(args.clips or []) > 1:
         raise UsageError(
-            "--clip: the chain is measured on one clip.", "Give one, or use 'keyface bench stream'."
+            f"--clip: bench {args.what} measures one clip.", "Give one, or use 'keyface bench stream'."
         )
     args.clip = args.clips[0] if args.clips else None
 
@@ -124,7 +129,8 @@ def _measure_chain(
     source = args.clip or bench_chain.make_sample_clip(folder)
     clip = _arranged(args, source, folder)
     key_file = bench_chain.make_key(folder)
-    extra = ["--backend", args.backend, *(["--redact-only"] if args.redact_only else [])]
+    what = ["--redact-only"] if args.redact_only else ["--reenactor", _reenactor(args)]
+    extra = ["--backend", args.backend, *what]
     _say("the whole process ...")
     whole = bench_chain.attempt(
         skipped, "whole process", lambda: bench_chain.run_whole_process(clip, folder, key_file, extra)
@@ -144,6 +150,12 @@ def _measure_chain(
         "options": " ".join(extra),
     }
     return told, whole, inside
+
+
+def _reenactor(args: argparse.Namespace) -> str:
+    from keyface.pipeline.process_options import ProcessOptions
+
+    return ProcessOptions(backend=args.backend, reenactor=args.reenactor).reenactor_used
 
 
 def _arranged(args: argparse.Namespace, source: Path, folder: Path) -> Path:

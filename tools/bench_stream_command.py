@@ -87,7 +87,7 @@ def measure(
     sources = list(given) or [bench_chain.make_sample_clip(folder)]
     wanted = sorted({3 if part == "three" else 1 for part in parts} | ({1} if args.soak else set()))
     clips = bench_stream.make_clips(sources, folder, wanted)
-    key_file, extra = bench_chain.make_key(folder), ["--backend", args.backend]
+    key_file, extra = bench_chain.make_key(folder), ["--backend", args.backend, "--reenactor", args.reenactor]
     runs: dict[str, Any] = {}
     for part in (part for part in parts if part != "rotation"):
         faces = 3 if part == "three" else 1
@@ -97,13 +97,13 @@ def measure(
     rotation = soak = faults = drops = None
     if "rotation" in parts:
         _say("another key in mid-stream ...")
-        rotation = bench_stream.measure_rotation(clips[1], _parts(key_file, args.backend))
+        rotation = bench_stream.measure_rotation(clips[1], _parts(key_file, args))
     if args.soak:
         _say(f"{args.soak:g} s of a looped clip ...")
-        soak = bench_stream.measure_soak(clips[1], _parts(key_file, args.backend), args.soak)
+        soak = bench_stream.measure_soak(clips[1], _parts(key_file, args), args.soak)
     if args.drops:
         _say(f"{args.drops} drops of a stream ...")
-        parts_ = _parts(key_file, args.backend)
+        parts_ = _parts(key_file, args)
         drops = measure_drops(args.url, args.server, args.drops, parts_, seed=args.seed)
     if args.faults:
         from keyface.tools.bench_stream_faults import count_leaks
@@ -122,6 +122,7 @@ def measure(
         "machine": describe_machine().as_dict(),
         "versions": package_versions(),
         "clips": [path.name for path in given] or ["generated sample clip"],
+        "reenactor": _options(args).reenactor_used,
         "runs": runs,
         "rotation": rotation,
         "faults": faults,
@@ -131,21 +132,20 @@ def measure(
     }
 
 
-def _parts(key_file: Path, backend: Any) -> Any:
+def _options(args: argparse.Namespace) -> Any:
+    from keyface.pipeline.process_options import ProcessOptions
+
+    return ProcessOptions(backend=args.backend, reenactor=args.reenactor)
+
+
+def _parts(key_file: Path, args: argparse.Namespace) -> Any:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.assemble import make_parts
     from keyface.pipeline.key import Key
     from keyface.pipeline.live import LIVE_IDENTITY, live_analysis
-    from keyface.pipeline.process_options import ProcessOptions
 
     with Key.load(key_file) as key:
-        return make_parts(
-            ModelStore(),
-            key,
-            ProcessOptions(backend=backend),
-            analyse=live_analysis(),
-            identity=LIVE_IDENTITY,
-        )
+        return make_parts(ModelStore(), key, _options(args), analyse=live_analysis(), identity=LIVE_IDENTITY)
 
 
 def _values(
@@ -181,7 +181,10 @@ def _say(text: str) -> None:
 def lines(report: dict[str, Any]) -> list[str]:
     """For people."""
     machine = report["machine"]
-    told = [f"{machine['cpu']}, {machine['cores']} cores; {', '.join(report['clips'])}"]
+    told = [
+        f"{machine['cpu']}, {machine['cores']} cores; {', '.join(report['clips'])}; "
+        f"reenactor {report['reenactor']}"
+    ]
     for name, run in report["runs"].items():
         told.append(
             f"{name}: {run['fps_out']:.1f} of {run['fps_in']:.1f} fps, age {run['age']['p50_ms']:.0f}/"

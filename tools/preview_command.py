@@ -17,12 +17,15 @@ from keyface.configs.errors import KeyFileError, UsageError
 if TYPE_CHECKING:
     from keyface.pipeline.key import Key
     from keyface.pipeline.preview import PreviewedFace
+    from keyface.pipeline.process_options import ProcessOptions
 
 _MOST_PROPOSALS = 24
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds `preview` to the sub-commands."""
+    from keyface.tools.reenactor_option import add_reenactor_option
+
     parser = subparsers.add_parser(
         "preview",
         help="show the virtual face that a key gives somebody, and propose other keys",
@@ -52,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="answer in JSON, without pictures; asks nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--preset", default="default", metavar="NAME", help="how networks are run")
+    add_reenactor_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             _tell(args.out, proposals)
         saved = _save(_choice(args), proposals, passphrase)
     if args.json:
-        print(json.dumps(_to_json(args.out, proposals, saved), indent=2))
+        print(json.dumps(_to_json(args, proposals, saved), indent=2))
     return 0
 
 
@@ -131,11 +135,16 @@ def _refuse_existing(path: Path) -> None:
         )
 
 
+def _options(args: argparse.Namespace) -> ProcessOptions:
+    from keyface.pipeline.process_options import ProcessOptions
+
+    return ProcessOptions(preset=args.preset, reenactor=args.reenactor)
+
+
 def _proposals(args: argparse.Namespace, key: Key, photo: Any, stack: ExitStack) -> list[_Proposal]:
     from keyface.pipeline.book import IdentityBook
     from keyface.pipeline.key import Key
     from keyface.pipeline.preview import Previewer
-    from keyface.pipeline.process_options import ProcessOptions
     from keyface.tools.book_options import book_path
     from keyface.tools.process_command import ensure_models
 
@@ -143,7 +152,7 @@ def _proposals(args: argparse.Namespace, key: Key, photo: Any, stack: ExitStack)
     if args.book is not None:
         book = IdentityBook(book_path(args.key, args.book), key)
         stack.callback(book.close)
-    options = ProcessOptions(preset=args.preset)
+    options = _options(args)
     store = ensure_models(options, args.quiet or args.json, is_needed=True)
     proposals = []
     with Previewer(store, options) as previewer:
@@ -202,9 +211,12 @@ def _save(
     return choice
 
 
-def _to_json(out: Path, proposals: Sequence[_Proposal], saved: tuple[int, Path] | None) -> dict[str, Any]:
+def _to_json(
+    args: argparse.Namespace, proposals: Sequence[_Proposal], saved: tuple[int, Path] | None
+) -> dict[str, Any]:
     return {
-        "sheet": str(out),
+        "sheet": str(args.out),
+        "reenactor": _options(args).reenactor_used,
         "keys": [
             {
                 "proposal": shown.number,

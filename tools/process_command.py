@@ -74,6 +74,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
+    from keyface.tools.reenactor_option import add_reenactor_option
+
     how = parser.add_argument_group("how it runs")
     how.add_argument("--json", action="store_true", help="print a summary as JSON on standard output")
     how.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
@@ -87,6 +89,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--generator", type=int, choices=(256, 1024), default=256, metavar="PX",
         help="side of rendered faces: 256, or 1024 for large faces, many times slower (default: 256)",
     )  # fmt: skip
+    add_reenactor_option(how)
     how.add_argument(
         "--preset", default="default", metavar="NAME",
         help="how networks are run: default, or exact for the same pixels on every machine, slower",
@@ -236,6 +239,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
         on_fault=args.on_fault,
         stage_timeout_s=args.stage_timeout,
         generator_px=args.generator,
+        reenactor=args.reenactor,
         preset=args.preset,
         backend=args.backend,
         threads=args.threads,

@@ -108,7 +108,7 @@ def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
     seen = None if book is None else book.end_clip()
     _warn(() if seen is None else seen.warnings())
     if args.json:
-        answer = summary(source, sinks, report, ending)
+        answer = {**summary(source, sinks, report, ending), "reenactor": parts.reenactor}
         print(json.dumps(answer if seen is None else {**answer, "book": seen.to_json()}, indent=2))
     elif not args.quiet:
         print("\n  ".join([sentence(report, ending), *(seen.sentences() if seen else ())]), file=sys.stderr)
@@ -231,8 +231,9 @@ def _parts(args: argparse.Namespace, key: Key | None, book: IdentityBook | None)
     from keyface.tools.process_command import ensure_models
 
     networks = ProcessOptions(
-        redact_only=args.redact_only, preset=args.preset, backend=args.backend, threads=args.threads
-    )
+        redact_only=args.redact_only, reenactor=args.reenactor, preset=args.preset, backend=args.backend,
+        threads=args.threads,
+    )  # fmt: skip
     store = ensure_models(networks, args.quiet or args.json, is_needed=True)
     analyse = live_analysis(args.detect_every)
     return make_parts(store, key, networks, analyse=analyse, identity=LIVE_IDENTITY, book=book)

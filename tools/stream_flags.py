@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keyface.pipeline.live_keys import keys_text
 from keyface.tools.book_options import add_book_options
+from keyface.tools.reenactor_option import add_reenactor_option
 
 _SWITCH = argparse.BooleanOptionalAction  # so that the command line can also take back what a file says
 
@@ -98,6 +99,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--quality", type=int, metavar="STEP", help="0 is the best (default: by how busy the machine is)"
     )
+    add_reenactor_option(how)
     how.add_argument(
         "--backend",
         choices=("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"),
