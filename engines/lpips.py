@@ -93,7 +93,9 @@ def _payloads(pickled: bytes) -> list[tuple[str, bytes]]:
     found, owner = [], ""
     try:
         for op, value, _ in pickletools.genops(pickled):
-            if op.name == "BINUNICODE" and str(value).startswith(("Conv_", "NetLinLayer_")):
+            # A head is a layer that holds a Conv_0 of its own.
+            layers = ("NetLinLayer_",) if owner.startswith("NetLin") else ("Conv_", "NetLinLayer_")
+            if op.name == "BINUNICODE" and str(value).startswith(layers):
                 owner = str(value)
             elif op.name == "BINBYTES" and isinstance(value, bytes):
                 found.append((owner, value))

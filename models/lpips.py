@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import torch
 import torch.nn.functional as F
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 from torch import Tensor, nn
 
