@@ -71,7 +71,8 @@ class Target:
 class EvaluationConfig:
     """Thresholds by recogniser and where they come from; targets by figure, for clips, photos and speed.
 
-    `recognisers` judge clips, `image_recognisers` judge photos of people.
+    `recognisers` judge clips, `image_recognisers` judge photos of people; `reenactor_targets` are those of the
+    warping reenactor.
     """
 
     recognisers: Mapping[str, RecogniserThresholds]
@@ -80,6 +81,7 @@ class EvaluationConfig:
     speed: Mapping[str, Target]
     image_recognisers: Mapping[str, RecogniserThresholds]
     image_targets: Mapping[str, Target]
+    reenactor_targets: Mapping[str, Target]
 
 
 def load_evaluation(path: Path | None = None) -> EvaluationConfig:
@@ -89,19 +91,18 @@ def load_evaluation(path: Path | None = None) -> EvaluationConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"the evaluation settings {path} cannot be read: {error}.") from error
-    tables = {"provenance", "recognisers", "targets", "speed", "image_recognisers", "image_targets"}
-    _keys(table, tables, path.name)
+    kinds = ("targets", "speed", "image_targets", "reenactor_targets")
+    _keys(table, {"provenance", "recognisers", "image_recognisers", *kinds}, path.name)
     recognisers = {name: _recogniser(name, row, path.name) for name, row in table["recognisers"].items()}
     image_recognisers = {
         name: _recogniser(name, row, path.name, with_training=True)
         for name, row in table["image_recognisers"].items()
     }
-    targets, speed, image_targets = (
-        {name: _target(name, row, path.name) for name, row in table[kind].items()}
-        for kind in ("targets", "speed", "image_targets")
+    targets, speed, image_targets, reenactor_targets = (
+        {name: _target(name, row, path.name) for name, row in table[kind].items()} for kind in kinds
     )
     return EvaluationConfig(
-        recognisers, targets, table["provenance"], speed, image_recognisers, image_targets
+        recognisers, targets, table["provenance"], speed, image_recognisers, image_targets, reenactor_targets
     )
 
 

@@ -6,7 +6,7 @@ Apart from `pipeline.capture`, so that a frame which that one loses is missed he
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class ClipReader:
         if not path.is_file():
             raise SourceError(f"{path}: there is no such file.", "Give a video file.")
 
-    def read(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, ImageRgb | None]]:
+    def read(self, wanted: Callable[[int], bool]) -> Generator[tuple[int, ImageRgb | None], None, None]:
         """Yields (index, uint8 (H, W, 3) or None where `wanted(index)` is False) for every frame."""
         try:
             with av.open(str(self.path)) as container:
@@ -116,6 +116,11 @@ class ClipReader:
         thumb = frame.reformat(*_THUMB_WH, "gray").to_ndarray()
         self.thumbnails.append(np.asarray(thumb, np.int16))
         return index, image
+
+    @property
+    def last_s(self) -> float:
+        """Time of the last frame read, from the first one's; 0 before."""
+        return self._pts_s[-1] - self._pts_s[0] if self._pts_s else 0.0
 
     def facts(self) -> ClipFacts:
         """Call it after `read` is exhausted."""

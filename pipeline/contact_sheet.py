@@ -51,11 +51,11 @@ def contact_sheet(
     return np.asarray(sheet).copy()
 
 
-def moments(clip: Path, *, count: int) -> list[ImageRgb]:
-    """`count` frames of a video, evenly spread. Raises SourceError."""
-    with FileSource(clip) as source:
+def moments(clip: Path, *, count: int, end_s: float | None = None) -> list[ImageRgb]:
+    """`count` frames of a video, or of its part before `end_s`, evenly spread. Raises SourceError."""
+    with FileSource(clip, end_s=end_s) as source:
         total = sum(1 for _ in source)
-    with FileSource(clip) as source:
+    with FileSource(clip, end_s=end_s) as source:
         return evenly((frame.image_rgb for frame in source), count=count, total=total)
 
 

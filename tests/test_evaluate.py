@@ -290,7 +290,7 @@ def test_targets(comparison: Any, met: float, missed: float) -> None:
 
 def test_settings_are_read_strictly(tmp_path: Path) -> None:
     text = "[provenance]\n[recognisers.a]\nfar_0_1_percent = 0.3\n[targets]\n[speed]\n"
-    text += "[image_recognisers]\n[image_targets]\n"
+    text += "[image_recognisers]\n[image_targets]\n[reenactor_targets]\n"
     (tmp_path / "e.toml").write_text(text)
     with pytest.raises(UsageError, match="equal_error"):
         load_evaluation(tmp_path / "e.toml")

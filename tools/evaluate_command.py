@@ -1,4 +1,4 @@
-"""`keyface evaluate`: measures an anonymised clip against its original; photos see evaluate_images_command."""
+"""`keyface evaluate`: measures an anonymised clip against its original; photos, reenactors: files of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyface.configs.errors import SourceError, UsageError
 from keyface.tools.evaluate_images_command import add_images_parser, run_images
+from keyface.tools.evaluate_reenactors_command import CLIP_SUFFIXES, add_reenactors_parser, run_reenactors
 
 if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from keyface.pipeline.evaluation import Evaluation
     from keyface.pipeline.measure_video import Eyes
 
-_CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _DETECTOR = "scrfd_500m"
 _LANDMARKER = "face_landmarker"
 _COUNTS = ("leak_frames", "frame_count_difference", "audio_tracks_lost", "content_lag")
@@ -34,7 +34,7 @@ _COLUMNS = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `evaluate video`, `evaluate videos` and `evaluate images`."""
+    """Adds `evaluate video`, `evaluate videos`, `evaluate images` and `evaluate reenactors`."""
     parser = subparsers.add_parser("evaluate", help="measure how well faces are hidden")
     kinds = parser.add_subparsers(dest="evaluate_kind", required=True, metavar="KIND")
     one = kinds.add_parser("video", help="one clip")
@@ -54,12 +54,15 @@ def add_parser(subparsers: Any) -> None:
         kind.add_argument("--strict", action="store_true", help="exit with 1 when a figure misses its target")
         kind.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     add_images_parser(kinds)
+    add_reenactors_parser(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints. Returns 0; with --strict 1 when a figure misses its target."""
     if args.evaluate_kind == "images":
         return run_images(args)
+    if args.evaluate_kind == "reenactors":
+        return run_reenactors(args)
     if args.every < 1:
         raise UsageError(f"--every: got {args.every}, want 1 or more.")
     pairs = [(args.original, args.anonymised)] if args.evaluate_kind == "video" else _namesakes(args)
@@ -128,8 +131,8 @@ def _namesakes(args: argparse.Namespace) -> list[tuple[Path, Path]]:
     for folder in (args.original, args.anonymised):
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder.", "For two files use: keyface evaluate video.")
-    outputs = {p.stem: p for p in sorted(args.anonymised.iterdir()) if p.suffix.lower() in _CLIP_SUFFIXES}
-    clips = [p for p in sorted(args.original.iterdir()) if p.suffix.lower() in _CLIP_SUFFIXES]
+    outputs = {p.stem: p for p in sorted(args.anonymised.iterdir()) if p.suffix.lower() in CLIP_SUFFIXES}
+    clips = [p for p in sorted(args.original.iterdir()) if p.suffix.lower() in CLIP_SUFFIXES]
     pairs = [(p, outputs[p.stem]) for p in clips if p.stem in outputs]
     if not pairs:
         raise UsageError(f"no clip of {args.original} has a namesake in {args.anonymised}.")

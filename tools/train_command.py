@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import EngineError, UsageError
 from keyface.tools import train_networks
 from keyface.tools.train_projector_options import add_projector_options
+from keyface.tools.train_warp_options import add_warp_steps
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLES, CONTROLS = Path("runs/samples"), Path("runs/controls.npy")
 HEAD_STEPS, MOTION_STEPS = 1800, 1900
+_NEED_TORCH = {"head", "motion", "projector", "pairs", "keypoints", "warp"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -77,7 +79,7 @@ def add_parser(subparsers: Any) -> None:
         "projector", help="the network that turns keyed codes into people (needs PyTorch)"
     )
     add_projector_options(projector)
-    for step in (samples, head, controls, motion, identity, projector):
+    for step in (samples, head, controls, motion, identity, projector, *add_warp_steps(steps)):
         _add_common(step)
 
 
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "samples": _samples, "head": _head, "controls": _controls, "motion": _motion, "identity": _identity,
-        "projector": _projector,
+        "projector": _projector, "pairs": _pairs, "keypoints": _keypoints, "warp": _warp,
     }  # fmt: skip
     with _log_lines(is_quiet=args.quiet):
         summary = {"step": args.step, "out": str(args.out), **steps[args.step](args)}
@@ -131,11 +133,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     for name in ("count", "steps", "people", "threads"):
-        if getattr(args, name, 1) < 1:
-            raise UsageError(f"--{name}: got {getattr(args, name)}, want 1 or more.")
+        given = getattr(args, name, None)
+        if given is not None and given < 1:
+            raise UsageError(f"--{name}: got {given}, want 1 or more.")
     if not args.seconds > 0:
         raise UsageError(f"--seconds: got {args.seconds:g}, want more than 0.")
-    if args.step in {"head", "motion", "projector"} and importlib.util.find_spec("torch") is None:
+    if args.step in _NEED_TORCH and importlib.util.find_spec("torch") is None:
         raise EngineError(
             f"'keyface train {args.step}' needs PyTorch, which is not installed.",
             "Install it: pip install 'keyface[train]'",
@@ -151,6 +154,24 @@ def _projector(args: argparse.Namespace) -> dict[str, Any]:
     from keyface.tools.train_projector import train
 
     return train(args)
+
+
+def _pairs(args: argparse.Namespace) -> dict[str, Any]:
+    from keyface.tools import train_warp
+
+    return train_warp.pairs(args)
+
+
+def _keypoints(args: argparse.Namespace) -> dict[str, Any]:
+    from keyface.tools import train_warp
+
+    return train_warp.keypoints(args)
+
+
+def _warp(args: argparse.Namespace) -> dict[str, Any]:
+    from keyface.tools import train_warp
+
+    return train_warp.warp(args)
 
 
 def _samples(args: argparse.Namespace) -> dict[str, Any]:
