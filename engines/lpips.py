@@ -82,7 +82,7 @@ def read_weights(pickled: bytes) -> dict[str, F32]:
     weights = {}
     for (_, raw), (_, name, shape) in zip(found, wanted, strict=True):
         values = np.frombuffer(raw, "<f4").reshape(shape)
-        weights[name] = np.ascontiguousarray(values.transpose(3, 2, 0, 1) if len(shape) == 4 else values)
+        weights[name] = np.array(values.transpose(3, 2, 0, 1) if len(shape) == 4 else values, order="C")
         if not np.isfinite(weights[name]).all():
             raise _unusable(f"{name} holds values that are no numbers")
     return weights
