@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rtsp_server import free_port
 
 from keyface.configs.bench_stream_report import STREAM_SCHEMA, TARGETS, check_stream_bench, verdicts
 from keyface.configs.errors import SourceError, UsageError
+from keyface.pipeline.stage_times import DurationLog
 from keyface.tools import bench_stream, bench_stream_command, bench_stream_faults
 from keyface.tools.bench_stream_drops import CommandServer
 from keyface.tools.main import main
@@ -129,6 +131,20 @@ def test_a_fault_count_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch:
     check_stream_bench(report(faults=more))
     with pytest.raises(UsageError, match="another seed"):
         count(2000, seed=2)
+
+
+def test_the_soaks_ages_are_the_reports_whatever_the_clocks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, ages = bench_stream._AgeSink(), DurationLog()
+    now_s, offset_s = [0.0], 0.7  # what the frames' clock is behind
+    monkeypatch.setattr(bench_stream.time, "monotonic", lambda: now_s[0])
+    for first_ms in (40, 240):
+        for i in range(100):
+            age_s = (first_ms + i) / 1e3
+            now_s[0] += 0.04
+            sink.write(SimpleNamespace(pts_s=now_s[0] - age_s - offset_s))
+            ages.add(age_s)
+        assert sink.take_p95_ms(ages.times()) == pytest.approx(first_ms + 95, abs=1.5)
+    assert sink.take_p95_ms(ages.times()) == 0.0  # nothing was shown since
 
 
 def test_rotation_figures_look_at_the_moment_of_the_change() -> None:

@@ -214,7 +214,7 @@ def measure_soak(clip: Path, parts: Any, seconds: float) -> dict[str, Any]:
             return
         rows.append({
             "rss": _rss_bytes(), "threads": threading.active_count(), "files": _open_files(),
-            "age": ages.take_p95_ms(), "fps": (report.frames_out - last["out"]) / (now_s - last["s"]),
+            "age": ages.take_p95_ms(report.age), "fps": (report.frames_out - last["out"]) / (now_s - last["s"]),
         })  # fmt: skip
         last.update(s=now_s, out=report.frames_out)
         if now_s - began_s >= seconds:
@@ -238,27 +238,30 @@ def measure_soak(clip: Path, parts: Any, seconds: float) -> dict[str, Any]:
 
 
 class _AgeSink(_Watch):
-    """Collects the ages of what is shown since the last question, from the times of the frames."""
+    """Collects how late frames come against their own times, which says how ages spread about their mean."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
         self._lags_s: list[float] = []
+        self._count, self._total_s = 0, 0.0
 
     def write(self, frame: Any) -> None:
         """Notes when it came against its own time."""
         with self._lock:
             self._lags_s.append(time.monotonic() - frame.pts_s)
 
-    def take_p95_ms(self) -> float:
-        """95th percentile; the clocks' offset is taken from the first second."""
+    def take_p95_ms(self, age: Any) -> float:
+        """95th percentile of the ages since the last question; `age`: the report's, from which their mean follows
+        and so the offset of the two clocks."""
         with self._lock:
             lags, self._lags_s = self._lags_s, []
-        if not hasattr(self, "_origin_s") and lags:
-            self._origin_s = min(lags)
-        if len(lags) < 2:
+        count, total_s = age.count - self._count, age.total_s - self._total_s
+        self._count, self._total_s = age.count, age.total_s
+        if len(lags) < 2 or count < 1:
             return 0.0
-        return 1e3 * (statistics.quantiles(lags, n=20)[-1] - self._origin_s)
+        spread_s = statistics.quantiles(lags, n=20)[-1] - statistics.fmean(lags)
+        return 1e3 * (total_s / count + spread_s)
 
 
 def _rss_bytes() -> int:

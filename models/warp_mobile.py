@@ -1,0 +1,233 @@
+"""The warping reenactor for a CPU: source features once per person, then motion, warp and decode per frame.
+
+FaceVid2Vid (Wang et al., 2021) with MediaPipe's 478 landmarks as keypoints. Three graphs, so that what is done once
+is done once, and so that coordinates stay in float32 where the decoder runs in bfloat16:
+
+    WarpSource: image, points -> features (64 px), details (128 px)         the appearance feature extractor
+    WarpMotion: source and driving points, controls -> sampling grids, rasters          the dense motion
+    WarpDecode: image, features, details, grids, rasters, controls -> picture           warp, occlusion, decoder
+
+Dense motion: each place takes the shift of the landmarks about it, by inverse distance, plus a learned rest. The
+same weights spread a learned vector of each landmark over the picture (the rasters), which tell the decoder where
+lips, teeth, lids and irises are to be. Occlusion: the decoder weighs the warped source against what it paints.
+Only 2-D operators of opset 17; points and grids are in [-1, 1] across the crop, align_corners=False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+N_POINTS, N_CONTROLS = 478, 54
+# landmarks whose surroundings are rastered finely: lips inside and out, lids, irises
+FINE_POINTS = (
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,
+    33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,
+    263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466, *range(468, 478),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WarpSizes:
+    """Channels: features at 64 px, details at 128 px, coarse and fine raster, and inside the decoder."""
+
+    features: int = 48
+    details: int = 16
+    coarse: int = 16
+    fine: int = 8
+    middle: int = 64
+    deep: int = 96
+    shallow: int = 32
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What WarpMotion gives: grids (N, r, r, 2) for r = 64, 128, 256, rasters (N, E, 64, 64), (N, G, 128, 128)."""
+
+    grid_64: Tensor
+    grid_128: Tensor
+    grid_256: Tensor
+    raster_64: Tensor
+    raster_128: Tensor
+
+
+def warp(x: Tensor, grid: Tensor) -> Tensor:
+    """(N, C, h, w) sampled at grid (N, r, r, 2) -> (N, C, r, r)."""
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution and leaky ReLU."""
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.LeakyReLU(0.2))
+
+
+class WarpSource(nn.Module):
+    """image (N, 3, 256, 256), points (N, 478, 3) -> features (N, C, 64, 64), details (N, D, 128, 128)."""
+
+    def __init__(self, sizes: WarpSizes) -> None:
+        super().__init__()
+        self.spread = Spread(64, range(N_POINTS), sizes.coarse)
+        self.down1 = conv(3, 24, 2)  # 128
+        self.down2 = conv(24, 48, 2)  # 64
+        self.body = nn.Sequential(conv(48 + sizes.coarse, 64), conv(64, 64))
+        self.deep = nn.Sequential(conv(64, 96, 2), conv(96, 96), nn.Conv2d(96, 64 * 4, 1), nn.PixelShuffle(2))
+        self.features = nn.Sequential(conv(128, 64), nn.Conv2d(64, sizes.features, 3, 1, 1))
+        self.details = nn.Conv2d(24, sizes.details, 3, 1, 1)
+
+    def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.down1(image)
+        raster = self.spread(points, points)[1]
+        x = self.body(torch.cat([self.down2(fine), raster], 1))
+        return self.features(torch.cat([x, self.deep(x)], 1)), self.details(fine)
+
+
+class Spread(nn.Module):
+    """Shifts and learned vectors of landmarks, spread over r x r places by inverse distance.
+
+        weight_k(p) = 1 / (|p - d_k|^2 + e^2)^2
+
+    Returns the shift to the source (N, 2, r, r), the raster (N, n, r, r) and how near landmarks are (N, 1, r, r).
+    """
+
+    places: Tensor
+    index: Tensor
+
+    def __init__(self, side: int, points: range | tuple[int, ...], n: int, width: float = 0.03) -> None:
+        super().__init__()
+        axis = (torch.arange(side) + 0.5) / side * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.side, self.width = side, width
+        self.register_buffer("places", torch.stack([x, y], 2).reshape(1, -1, 2), persistent=False)
+        self.register_buffer("index", torch.tensor(tuple(points)), persistent=False)
+        self.vectors = nn.Parameter(0.5 * torch.randn(len(self.index), n))
+
+    def forward(self, source: Tensor, driving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s, d = source[:, self.index, :2], driving[:, self.index, :2]
+        square = (d * d).sum(2)[:, None] + (self.places * self.places).sum(2)[..., None]
+        square = (square - 2 * self.places @ d.transpose(1, 2)).clamp_min(0) + self.width**2
+        weight = 1 / (square * square)  # (N, r*r, K)
+        total = weight.sum(2, keepdim=True)
+        values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1)], 2)
+        spread = (weight @ values / total).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
+        near = (total * self.width**4).transpose(1, 2).reshape(d.shape[0], 1, self.side, self.side)
+        return spread[:, :2], spread[:, 2:], near / (near + 1)
+
+
+class WarpMotion(nn.Module):
+    """source_points, driving_points (N, 478, 3), controls (N, 108) -> Motion."""
+
+    places_64: Tensor
+
+    def __init__(self, sizes: WarpSizes) -> None:
+        super().__init__()
+        self.coarse = Spread(64, range(N_POINTS), sizes.coarse)
+        self.fine = Spread(128, FINE_POINTS, sizes.fine, 0.015)
+        self.register_buffer("places_64", self.coarse.places.reshape(1, 64, 64, 2), persistent=False)
+        self.register_buffer("places_128", self.fine.places.reshape(1, 128, 128, 2), persistent=False)
+        self.down = conv(sizes.coarse + 3 + 3, 32, 2)
+        self.controls = nn.Linear(2 * N_CONTROLS, 32)
+        self.middle = nn.Sequential(conv(32, 32, 2), conv(32, 32))
+        self.rest = nn.Conv2d(64, 2, 3, 1, 1)
+        nn.init.normal_(self.rest.weight, std=1e-3)
+        nn.init.zeros_(self.rest.bias)
+
+    def forward(self, source_points: Tensor, driving_points: Tensor, controls: Tensor) -> Motion:
+        shift, raster, near = self.coarse(source_points, driving_points)
+        places = self.places_64.permute(0, 3, 1, 2).expand(shift.shape[0], -1, -1, -1)
+        x = self.down(
+            torch.cat([raster, 4 * shift, near, places, (4 * shift).square().sum(1, keepdim=True)], 1)
+        )
+        deep = self.middle(x + self.controls(controls)[:, :, None, None])
+        deep = F.interpolate(deep, scale_factor=2.0, mode="bilinear", align_corners=False)
+        rest = 0.15 * torch.tanh(self.rest(torch.cat([x, deep], 1)))  # 32 px
+        rest = F.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
+        shift_64 = shift + rest
+        fine_shift, fine_raster, fine_near = self.fine(source_points, driving_points)
+        coarse_128 = F.interpolate(shift_64, scale_factor=2.0, mode="bilinear", align_corners=False)
+        shift_128 = coarse_128 + fine_near * (fine_shift - coarse_128)
+        grid_128 = self.places_128 + shift_128.permute(0, 2, 3, 1)
+        grid_256 = F.interpolate(
+            grid_128.permute(0, 3, 1, 2), scale_factor=2.0, mode="bilinear", align_corners=False
+        )
+        grid_64 = self.places_64 + F.avg_pool2d(shift_128, 2).permute(0, 2, 3, 1)
+        fine_raster = torch.cat([fine_raster * fine_near, fine_near], 1)
+        return Motion(grid_64, grid_128, grid_256.permute(0, 2, 3, 1), raster, fine_raster)
+
+
+class Adapted(nn.Module):
+    """Residual pair of convolutions whose middle is scaled and shifted by a condition (N, n)."""
+
+    def __init__(self, n: int, n_condition: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(n, n, 3, 1, 1), nn.Conv2d(n, n, 3, 1, 1)
+        self.adapt = nn.Linear(n_condition, 2 * n)
+        nn.init.zeros_(self.adapt.bias)
+        nn.init.normal_(self.second.weight, std=1e-2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.adapt(condition)[:, :, None, None].chunk(2, 1)
+        hidden = F.leaky_relu(self.first(x) * (1 + scale) + shift, 0.2)
+        return x + self.second(hidden)
+
+
+class WarpDecode(nn.Module):
+    """image (N, 3, 256, 256), features, details, a Motion and controls (N, 108) -> picture (N, 3, 256, 256)."""
+
+    def __init__(self, sizes: WarpSizes) -> None:
+        super().__init__()
+        z = sizes
+        self.condition = nn.Sequential(nn.Linear(2 * N_CONTROLS, 64), nn.LeakyReLU(0.2))
+        self.enter = conv(z.features + z.coarse, z.middle)
+        self.down = conv(z.middle, z.deep, 2)  # 32
+        self.deep = nn.ModuleList([Adapted(z.deep, 64), Adapted(z.deep, 64)])
+        self.up = nn.Sequential(nn.Conv2d(z.deep, z.middle * 4, 1), nn.PixelShuffle(2))  # 64
+        self.middle = nn.ModuleList([Adapted(z.middle, 64), Adapted(z.middle, 64)])
+        self.up_128 = nn.Sequential(nn.Conv2d(z.middle, z.shallow * 4, 1), nn.PixelShuffle(2))
+        self.shallow = nn.Sequential(
+            conv(z.shallow + z.details + z.fine + 1, z.shallow), conv(z.shallow, z.shallow)
+        )
+        self.paint = nn.Sequential(nn.Conv2d(z.shallow, 4 * 4, 3, 1, 1), nn.PixelShuffle(2))  # 256
+
+    def forward(
+        self, image: Tensor, features: Tensor, details: Tensor, m: Motion, controls: Tensor
+    ) -> Tensor:
+        condition = self.condition(controls)
+        x = self.enter(torch.cat([warp(features, m.grid_64), m.raster_64], 1))
+        deep = self.down(x)
+        for block in self.deep:
+            deep = block(deep, condition)
+        x = x + self.up(deep)
+        for block in self.middle:
+            x = block(x, condition)
+        fine = torch.cat([self.up_128(x), warp(details, m.grid_128), m.raster_128], 1)
+        painted = self.paint(self.shallow(fine))
+        keep = torch.sigmoid(painted[:, 3:] + 1.0)  # occlusion, [0, 1]: share of the warped source
+        return keep * warp(image, m.grid_256) + (1 - keep) * painted[:, :3]
+
+
+class WarpMobile(nn.Module):
+    """The three parts together, as they are trained."""
+
+    def __init__(self, sizes: WarpSizes | None = None) -> None:
+        super().__init__()
+        self.sizes = sizes or WarpSizes()
+        self.source = WarpSource(self.sizes)
+        self.motion = WarpMotion(self.sizes)
+        self.decode = WarpDecode(self.sizes)
+
+    def forward(self, image: Tensor, source: Tensor, driving: Tensor, controls: Tensor) -> Tensor:
+        """Source pictures (S, 3, 256, 256), their points (S, 478, 3); driving points (S * V, 478, 3) and controls
+        (S * V, 108), V for each source in turn -> pictures (S * V, 3, 256, 256)."""
+        features, details = self.source(image, source)
+        n = len(driving) // len(image)
+        image, features, details, source = (
+            t.repeat_interleave(n, 0) for t in (image, features, details, source)
+        )
+        motion = self.motion(source, driving, controls)
+        picture = self.decode(image, features, details, motion, controls)
+        assert isinstance(picture, Tensor)
+        return picture

@@ -1,0 +1,98 @@
+"""People who make faces for the training of the warping reenactor: generated ones, and frames of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from keyface.models.train_motion import WantedMotions
+from keyface.models.warp_pairs import SIDE_PX, View
+from keyface.pipeline.detect import YuNetDetector
+from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.frame import ImageRgb
+from keyface.pipeline.geometry import ffhq_quad, frame_from_quad, invert_affine, points_5_from_mesh
+from keyface.pipeline.landmarks import Landmarker
+from keyface.pipeline.motion import amplified, controls_of
+from keyface.pipeline.puppet import Puppet
+
+_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * SIDE_PX
+
+
+class GeneratedPerformer:
+    """Person `number` is always the same one, making the same faces.
+
+    Args:
+        draw: (n, rng) -> w (n, 512).
+        wanted: (M, 54) controls of real motion, numbers only.
+        resting: (52,) blendshapes of the source frame.
+    """
+
+    def __init__(
+        self,
+        puppet: Puppet,
+        draw: Callable[[int, np.random.Generator], F32],
+        wanted: F32,
+        resting: F32,
+        views: int,
+        seed: int = 0,
+    ) -> None:
+        self._puppet, self._draw, self._wanted, self._resting = puppet, draw, wanted, resting
+        self._views, self._seed = views, seed
+
+    def __call__(self, number: int) -> list[View | None]:
+        rng = np.random.default_rng([self._seed, number])
+        person = self._puppet.meet(self._draw(1, rng)[0])
+        if person is None:
+            return [None] * self._views
+        motions = WantedMotions(self._wanted, rng).draw(self._views).numpy()
+        motions[:, 2:] = np.stack([amplified(row[2:], self._resting) for row in motions])
+        motions[0] = np.concatenate([np.zeros(2, np.float32), self._resting])
+        return [_view(*self._puppet.show(person, row, None)) for row in motions]
+
+
+class ClipPerformer:
+    """Frames of one shot, FFHQ-aligned by the landmarks of each: a person as it is."""
+
+    def __init__(self, detector: YuNetDetector, landmarker: Landmarker) -> None:
+        self._detector, self._landmarker = detector, landmarker
+
+    def views(self, frames: list[ImageRgb]) -> list[View | None]:
+        """A view of the largest face of each frame."""
+        return [self._align(frame) for frame in frames]
+
+    def _align(self, image_rgb: ImageRgb) -> View | None:
+        found = self._detector.detect(image_rgb)
+        if not found:
+            return None
+        largest = max(found, key=lambda face: float(np.prod(face.box_xyxy[2:] - face.box_xyxy[:2])))
+        mesh = self._landmarker.detect(image_rgb, box_xyxy=largest.box_xyxy)
+        if mesh is None:
+            return None
+        crop_rgb = ffhq_crop(image_rgb, mesh)
+        return _view(crop_rgb, self._landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX))
+
+
+def ffhq_crop(image_rgb: ImageRgb, mesh: FaceMesh) -> ImageRgb:
+    """uint8 (256, 256, 3): the face as FFHQ aligns it."""
+    frame_from_crop = frame_from_quad(ffhq_quad(points_5_from_mesh(mesh.points_xyz)), SIDE_PX)
+    return np.asarray(
+        cv2.warpAffine(
+            image_rgb, invert_affine(frame_from_crop), (SIDE_PX, SIDE_PX), flags=cv2.INTER_AREA,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+    )  # fmt: skip
+
+
+def _view(crop_rgb: ImageRgb, mesh: FaceMesh | None) -> View | None:
+    if mesh is None:
+        return None
+    return View(crop_rgb, mesh.points_xyz, controls_of(mesh), mesh.pose_ypr_deg)
+
+
+def list_clips(folders: list[Path]) -> list[Path]:
+    """Clips of the folders, sorted."""
+    kinds = {".mp4", ".mov", ".mkv", ".webm"}
+    return sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in kinds)
