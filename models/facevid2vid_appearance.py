@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from keyface.models.facevid2vid_blocks import DownBlock, ResBlock, SameBlock, widths
+from keyface.models.facevid2vid_blocks import DownBlock, ResBlock, SameBlock, unfolded, widths
 from keyface.models.facevid2vid_config import FaceVid2VidConfig
 
 
@@ -21,12 +21,12 @@ class AppearanceExtractor(nn.Module):
         self.resblocks_3d = nn.Sequential()
         for i in range(c.n_resblocks):
             self.resblocks_3d.add_module(f"3dr{i}", ResBlock(c.volume_channels, is_3d=True))
-        self.volume = (c.volume_channels, c.volume_depth)
+        self.depth = c.volume_depth
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.first(image)  # (N, 64, 256, 256)
         for block in self.down_blocks:
             x = block(x)  # (N, 128, 128, 128), (N, 256, 64, 64)
         x = self.second(x)  # (N, 512, 64, 64)
-        features: Tensor = self.resblocks_3d(x.unflatten(1, self.volume))  # (N, 32, 16, 64, 64)
+        features: Tensor = self.resblocks_3d(unfolded(x, self.depth))  # (N, 32, 16, 64, 64)
         return features

@@ -6,6 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from keyface.models.facevid2vid_sampling import sizes
+
+
+def folded(volume: Tensor) -> Tensor:
+    """(N, C, D, H, W) -> (N, C D, H, W)."""
+    channels, depth, height, width = sizes(volume)
+    return volume.reshape(-1, channels * depth, height, width)
+
+
+def unfolded(x: Tensor, depth: int) -> Tensor:
+    """(N, C D, H, W) -> (N, C, D, H, W)."""
+    channels, height, width = sizes(x)
+    return x.reshape(-1, channels // depth, depth, height, width)
+
 
 class SameBlock(nn.Module):
     """(N, A, H, W) -> (N, B, H, W): convolution, norm, ReLU; `slope` above 0 makes it leaky."""
@@ -69,15 +83,15 @@ class VolumeDownBlock(VolumeBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
-        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+        return unfolded(F.avg_pool2d(folded(x), 2), sizes(x)[1])
 
 
 class VolumeUpBlock(VolumeBlock):
     """(N, A, D, H, W) -> (N, B, D, 2H, 2W); depth stays."""
 
     def forward(self, x: Tensor) -> Tensor:
-        larger = F.interpolate(x.flatten(1, 2), scale_factor=2.0)  # 4-D, which every engine has
-        return super().forward(larger.unflatten(1, x.shape[1:3]))
+        larger = F.interpolate(folded(x), scale_factor=2.0)  # 4-D, which every engine has
+        return super().forward(unfolded(larger, sizes(x)[1]))
 
 
 def widths(first: int, n: int, largest: int) -> list[int]:

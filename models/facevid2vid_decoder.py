@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from keyface.models.facevid2vid_blocks import ResBlock, SameBlock, UpBlock
+from keyface.models.facevid2vid_blocks import ResBlock, SameBlock, UpBlock, folded
 from keyface.models.facevid2vid_config import FaceVid2VidConfig
 
 N_MIDDLE = 6
@@ -23,7 +23,7 @@ class _Decoder(nn.Module):
 
     def seen(self, warped: Tensor, visibility: Tensor) -> Tensor:
         """(N, 32, 16, 64, 64), (N, 1, 64, 64) -> (N, 256, 64, 64)."""
-        flat: Tensor = self.fourth(self.third(warped.flatten(1, 2)))
+        flat: Tensor = self.fourth(self.third(folded(warped)))
         return flat * visibility
 
 
@@ -124,4 +124,6 @@ class Spade(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         told = self.mlp_shared(guide)
-        return F.instance_norm(x) * (1 + self.mlp_gamma(told)) + self.mlp_beta(told)
+        # F.instance_norm looks at sizes in a way that cannot be traced.
+        even = torch.instance_norm(x, None, None, None, None, True, 0.0, 1e-5, torch.backends.cudnn.enabled)
+        return even * (1 + self.mlp_gamma(told)) + self.mlp_beta(told)

@@ -7,15 +7,17 @@ outside, as those of every other network of the chain, and in [0, 1] inside, as 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from keyface.models.facevid2vid import FaceVid2Vid
 
 OPSET = 17
+Shapes = dict[str, tuple[int, ...]]
 
 
 class _Graph(nn.Module):
@@ -51,22 +53,27 @@ def export_source(network: FaceVid2Vid, path: Path) -> None:
     Raises:
         ValueError: the network has spectral norm, which is for training.
     """
-    outputs = ["features"] if network.keypoints is None else ["features", "canonical_points"]
-    _export(_Source(network), (_image(network),), ["image"], outputs, path)
+    c = network.config
+    outputs: Shapes = {"features": (c.volume_channels, *c.volume_dhw)}
+    if network.keypoints is not None:
+        outputs["canonical_points"] = (c.n_keypoints, 3)
+    _export(_Source(network), {"image": (3, c.side_px, c.side_px)}, outputs, path)
 
 
 def export_driving(network: FaceVid2Vid, path: Path) -> None:
-    """`features`, `source_points` (N, K, 3), `driving_points` (N, K, 3) -> `image` (N, 3, S, S): run for
-    each frame.
+    """`features`, `source_points` (N, K, 3), `driving_points` (N, K, 3) -> `image` (N, 3, S, S): run for each frame.
 
     Raises:
         ValueError: the network has spectral norm, which is for training.
     """
     c = network.config
-    features = torch.zeros(1, c.volume_channels, *c.volume_dhw)
-    points = torch.zeros(1, c.n_keypoints, 3)
-    names = ["features", "source_points", "driving_points"]
-    _export(_Driving(network), (features, points, points), names, ["image"], path)
+    points, side = (c.n_keypoints, 3), c.side_px * c.upscale
+    inputs = {
+        "features": (c.volume_channels, *c.volume_dhw),
+        "source_points": points,
+        "driving_points": points,
+    }
+    _export(_Driving(network), inputs, {"image": (3, side, side)}, path)
 
 
 def export_motion(network: FaceVid2Vid, path: Path) -> None:
@@ -77,28 +84,30 @@ def export_motion(network: FaceVid2Vid, path: Path) -> None:
     """
     if network.pose is None:
         raise ValueError("this network takes keypoints from outside: it has no motion to export")
-    _export(_Motion(network), (_image(network),), ["image"], ["degrees", "shift", "deltas"], path)
+    c = network.config
+    outputs: Shapes = {"degrees": (3,), "shift": (3,), "deltas": (c.n_keypoints, 3)}
+    _export(_Motion(network), {"image": (3, c.side_px, c.side_px)}, outputs, path)
 
 
-def _image(network: FaceVid2Vid) -> Tensor:
-    return torch.zeros(1, 3, network.config.side_px, network.config.side_px)
-
-
-def _export(
-    graph: _Graph, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], path: Path
-) -> None:
+def _export(graph: _Graph, inputs: Shapes, outputs: Shapes, path: Path) -> None:
+    """Shapes are without the batch."""
     if graph.network.config.is_spectral:
         raise ValueError(
-            "a network with spectral norm is for training: export facevid2vid_layout.for_inference of it"
+            "a network with spectral norm is for training: export its facevid2vid_layout.for_inference"
         )
     was_training = graph.network.training
+    written = BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         # The tracing exporter is the one that needs no further package; that it is an older one is known.
         warnings.simplefilter("ignore", DeprecationWarning)
+        # All sizes but the batch's are meant to be constants of the graph.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        # SPADE's norm takes each picture's own mean and deviation at any time, as in training.
+        warnings.filterwarnings("ignore", message=".*operator 'instance_norm' is set to train=True")
         torch.onnx.export(
             graph.eval(),
-            example,
-            str(path),
+            tuple(torch.zeros(1, *shape) for shape in inputs.values()),
+            written,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes={name: {0: "N"} for name in [*inputs, *outputs]},
@@ -106,3 +115,9 @@ def _export(
             dynamo=False,
         )
     graph.network.train(was_training)
+    model = onnx.load_model_from_string(written.getvalue())
+    for value in model.graph.output:  # the exporter loses sight of them behind the lookups
+        dims = ["N", *outputs[value.name]]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
+    onnx.checker.check_model(model)
+    onnx.save_model(model, str(path))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyface.models.facevid2vid_blocks import DownBlock, VolumeUpBlock, volume_grid, widths
+from keyface.models.facevid2vid_blocks import DownBlock, VolumeUpBlock, unfolded, volume_grid, widths
 from keyface.models.facevid2vid_config import FaceVid2VidConfig
 
 
@@ -26,11 +26,13 @@ class CanonicalKeypoints(nn.Module):
             "grid", volume_grid((c.volume_depth, side, side)).reshape(-1, 3), persistent=False
         )
         self.down = _Shrink(c.detector_shrink) if c.detector_shrink > 1 else None
-        self.temperature = c.temperature
+        self.temperature, self.n_keypoints = c.temperature, c.n_keypoints
 
     def forward(self, image: Tensor) -> Tensor:
         x = image if self.down is None else self.down(image)  # (N, 3, 64, 64)
-        logits = self.kp(self.predictor(x)).flatten(2)  # (N, K, 16 * 64 * 64)
+        logits = self.kp(self.predictor(x)).reshape(
+            -1, self.n_keypoints, len(self.grid)
+        )  # (N, K, 16 * 64 * 64)
         return (logits / self.temperature).softmax(2) @ self.grid
 
 
@@ -46,11 +48,11 @@ class _Predictor(nn.Module):
         self.conv = nn.Conv2d(w[n], w[n] * depth, 1)
         for i in range(n):
             self.up_blocks.add_module(f"up{i}", VolumeUpBlock(w[n - i], w[n - i - 1]))
-        self.volume = (w[n], depth)
+        self.depth = depth
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.down_blocks(x))  # (N, 1024 * 16, 2, 2)
-        volume: Tensor = self.up_blocks(x.unflatten(1, self.volume))  # (N, 32, 16, 64, 64)
+        volume: Tensor = self.up_blocks(unfolded(x, self.depth))  # (N, 32, 16, 64, 64)
         return volume
 
 

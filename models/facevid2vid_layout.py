@@ -45,7 +45,7 @@ def load_facevid2vid(path: Path, config: FaceVid2VidConfig | None = None) -> Fac
         ModelStoreError: the file cannot be read, holds more than tensors, or does not fit; names what does not.
     """
     sections = {name: _cleaned(tensors) for name, tensors in _read(path).items()}
-    return _network(config or _config_of(sections), sections, path.name)
+    return _network(config or config_of(sections), sections, path.name)
 
 
 def for_inference(network: FaceVid2Vid) -> FaceVid2Vid:
@@ -119,7 +119,7 @@ def _cleaned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _config_of(sections: Sections) -> FaceVid2VidConfig:
+def config_of(sections: Sections) -> FaceVid2VidConfig:
     """The public sizes; decoder and detector as the names say."""
     is_spade = any(name.startswith("decoder.") for name in sections["generator"])
     shrinks = "down.weight" in sections.get("kp_detector", {})

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from keyface.models.facevid2vid_blocks import Hourglass, volume_grid
+from keyface.models.facevid2vid_blocks import Hourglass, folded, volume_grid
 from keyface.models.facevid2vid_config import FaceVid2VidConfig
-from keyface.models.facevid2vid_sampling import sample_volume
+from keyface.models.facevid2vid_sampling import sample_volume, sizes
 
 HEAT_VARIANCE = 0.01
 
@@ -28,25 +28,27 @@ class DenseMotion(nn.Module):
         c = config
         self.compress = nn.Conv3d(c.volume_channels, c.motion_channels, 1)
         self.norm = nn.BatchNorm3d(c.motion_channels)
-        n_in = (c.n_keypoints + 1) * (c.motion_channels + 1)
-        self.hourglass = Hourglass(n_in, c.motion_width, c.motion_n_blocks, c.motion_max_width)
+        self.n_in = (c.n_keypoints + 1) * (c.motion_channels + 1)
+        self.hourglass = Hourglass(self.n_in, c.motion_width, c.motion_n_blocks, c.motion_max_width)
         self.mask = nn.Conv3d(self.hourglass.n_out, c.n_keypoints + 1, 7, padding=3)
         self.occlusion = nn.Conv2d(self.hourglass.n_out * c.volume_depth, 1, 7, padding=3)
         self.register_buffer("grid", volume_grid(c.volume_dhw), persistent=False)
-        self.depth = c.volume_depth
 
     def forward(self, features: Tensor, source: Tensor, driving: Tensor) -> tuple[Tensor, Tensor]:
         small = F.relu(self.norm(self.compress(features)))  # (N, 4, 16, 64, 64)
         shifts = (source - driving)[:, :, None, None, None]  # (N, K, 1, 1, 1, 3)
         moving = self.grid + shifts  # (N, K, 16, 64, 64, 3)
-        grids = torch.cat([self.grid.expand_as(moving[:, :1]), moving], 1)  # (N, K + 1, 16, 64, 64, 3)
-        moved = sample_volume(small, grids.flatten(1, 2))  # (N, 4, (K + 1) 16, 64, 64)
-        moved = moved.unflatten(2, (-1, self.depth)).transpose(1, 2)  # (N, K + 1, 4, 16, 64, 64)
+        still = self.grid + torch.zeros_like(shifts[:, :1])
+        grids = torch.cat([still, moving], 1)  # (N, K + 1, 16, 64, 64, 3)
+        k, depth, height, width, _ = sizes(grids)
+        moved = sample_volume(small, grids.reshape(-1, k * depth, height, width, 3))
+        moved = moved.reshape(-1, sizes(small)[0], k, depth, height, width).transpose(1, 2)
         heat = self._heat(driving) - self._heat(source)  # (N, K, 16, 64, 64)
         heat = torch.cat([torch.zeros_like(heat[:, :1]), heat], 1)[:, :, None]
-        found = self.hourglass(torch.cat([heat, moved], 2).flatten(1, 2))  # (N, 112, 16, 64, 64)
+        seen = torch.cat([heat, moved], 2).reshape(-1, self.n_in, depth, height, width)  # (N, 80, 16, 64, 64)
+        found = self.hourglass(seen)  # (N, 112, 16, 64, 64)
         weights = self.mask(found).softmax(1)[..., None]  # (N, K + 1, 16, 64, 64, 1)
-        visibility = self.occlusion(found.flatten(1, 2)).sigmoid()
+        visibility = self.occlusion(folded(found)).sigmoid()
         return (grids * weights).sum(1), visibility
 
     def _heat(self, points: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class PoseExpression(nn.Module):
         x = self.features(image)
         # In the layout the names of yaw and roll are swapped, and its weights were trained so.
         logits = torch.stack([self.fc_roll(x), self.fc_pitch(x), self.fc_yaw(x)], 1)  # (N, 3, 66)
-        deltas = self.fc_exp(x).unflatten(1, (self.n_keypoints, 3))
+        deltas = self.fc_exp(x).reshape(-1, self.n_keypoints, 3)
         return HeadMotion(degrees_of_bins(logits), self.fc_t(x), deltas)
 
 

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def sizes(x: Tensor) -> list[int]:
+    """All sizes but the batch's, as plain numbers, so that an exported graph holds them as constants."""
+    return [int(size) for size in x.shape[1:]]
+
+
 def sample_volume(volume: Tensor, grid: Tensor) -> Tensor:
     """Values of a volume at given places.
 
@@ -19,13 +24,14 @@ def sample_volume(volume: Tensor, grid: Tensor) -> Tensor:
     Returns:
         (N, C, D', H', W').
     """
-    n, channels, depth, height, width = volume.shape
+    channels, depth, height, width = sizes(volume)
     rows = volume.permute(0, 2, 3, 4, 1).reshape(-1, channels)  # (N D H W, C): one cell is one row
-    places = grid.reshape(n, -1, 3)
+    out_depth, out_height, out_width = sizes(grid)[:3]
+    places = grid.reshape(-1, out_depth * out_height * out_width, 3)
     taps_x, taps_y, taps_z = (
         _taps(places[..., axis], size) for axis, size in enumerate((width, height, depth))
     )
-    first = torch.arange(n, device=volume.device)[:, None] * (depth * height * width)
+    first = torch.arange(volume.shape[0], device=volume.device)[:, None] * (depth * height * width)
     total = None
     for z, weight_z in taps_z:
         for y, weight_y in taps_y:
@@ -35,8 +41,7 @@ def sample_volume(volume: Tensor, grid: Tensor) -> Tensor:
                 term = found * (weight_zy * weight_x).reshape(-1, 1)
                 total = term if total is None else total + term
     assert total is not None
-    out_depth, out_height, out_width = grid.shape[1:4]
-    return total.reshape(n, out_depth, out_height, out_width, channels).permute(0, 4, 1, 2, 3)
+    return total.reshape(-1, out_depth, out_height, out_width, channels).permute(0, 4, 1, 2, 3)
 
 
 def _taps(place: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -50,5 +55,5 @@ def _taps(place: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 def _tap(cell: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
     is_inside = (cell >= 0) & (cell <= size - 1)
     # A cell outside, or none at all (NaN), must not be looked up: cell 0 is, with weight 0 or NaN.
-    index = torch.where(is_inside, cell, torch.zeros_like(cell)).to(torch.int64)
+    index = torch.where(is_inside, cell, 0.0).to(torch.int64)
     return index, weight * is_inside.to(weight.dtype)

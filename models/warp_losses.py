@@ -48,7 +48,7 @@ def feature_distance(features: Callable[[Tensor], Sequence[Tensor]]) -> Distance
 
     def distance(predicted: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
-            targets = features(wanted)
+            targets = features(wanted.detach())
         gaps = [(a - b).abs().mean() for a, b in zip(features(predicted), targets, strict=True)]
         return torch.stack(gaps).mean()
 
