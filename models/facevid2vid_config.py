@@ -68,7 +68,7 @@ class FaceVid2VidConfig:
     @property
     def volume_side(self) -> int:
         """Height and width of the feature volume."""
-        return self.side_px // 2**self.n_down
+        return self.side_px >> self.n_down
 
     @property
     def volume_dhw(self) -> tuple[int, int, int]:
@@ -83,7 +83,7 @@ class FaceVid2VidConfig:
     @property
     def deep_width(self) -> int:
         """Channels at the volume's resolution, before and after the volume."""
-        return self.width * 2**self.n_down
+        return self.width << self.n_down
 
 
 # What public checkpoints hold; the plain and the SPADE decoder differ in names too, see facevid2vid_layout.

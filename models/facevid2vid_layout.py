@@ -67,7 +67,8 @@ def _network(config: FaceVid2VidConfig, sections: Sections, name: str) -> FaceVi
         problem = f"checkpoint {name} does not fit: {', '.join(wrong[:N_NAMED])}{more}."
         raise ModelStoreError(problem, _WAY_OUT)
     network.load_state_dict(fitted, strict=False)  # what may be missing was decided above
-    return network.eval()
+    network.eval()
+    return network
 
 
 def as_checkpoint(network: FaceVid2Vid) -> dict[str, dict[str, Tensor]]:
