@@ -30,6 +30,19 @@ FINE_POINTS = (
     263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466, *range(468, 478),
 )  # fmt: skip
 
+# landmarks that carry the motion of the whole picture: outline, features, the rigid core, some of the cheeks
+COARSE_POINTS = (
+    0, 1, 4, 5, 6, 7, 8, 9, 10, 13, 14, 17, 18, 21, 33, 36, 37, 39, 40, 46, 50, 52, 53, 54, 55, 58, 61, 63,
+    65, 66, 67, 70, 78, 80, 81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 117, 118, 119, 121, 123,
+    127, 129, 132, 133, 136, 142, 143, 144, 145, 146, 147, 148, 149, 150, 151, 152, 153, 154, 155, 157, 158,
+    159, 160, 161, 162, 163, 168, 172, 173, 176, 178, 181, 185, 187, 191, 192, 195, 197, 198, 199, 200, 205,
+    216, 234, 246, 249, 251, 263, 266, 267, 269, 270, 276, 280, 282, 283, 284, 285, 288, 291, 293, 295, 296,
+    297, 300, 308, 310, 311, 312, 314, 317, 318, 321, 323, 324, 332, 334, 336, 338, 346, 347, 348, 350, 352,
+    356, 358, 361, 362, 365, 371, 372, 373, 374, 375, 376, 377, 378, 379, 380, 381, 382, 384, 385, 386, 387,
+    388, 389, 390, 397, 398, 400, 402, 405, 409, 411, 415, 416, 420, 425, 436, 454, 466, 468, 469, 470, 471,
+    472, 473, 474, 475, 476, 477,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class WarpSizes:
@@ -70,7 +83,7 @@ class WarpSource(nn.Module):
 
     def __init__(self, sizes: WarpSizes) -> None:
         super().__init__()
-        self.spread = Spread(64, range(N_POINTS), sizes.coarse)
+        self.spread = Spread(64, COARSE_POINTS, sizes.coarse)
         self.down1 = conv(3, 24, 2)  # 128
         self.down2 = conv(24, 48, 2)  # 64
         self.body = nn.Sequential(conv(48 + sizes.coarse, 64), conv(64, 64))
@@ -96,7 +109,7 @@ class Spread(nn.Module):
     places: Tensor
     index: Tensor
 
-    def __init__(self, side: int, points: range | tuple[int, ...], n: int, width: float = 0.03) -> None:
+    def __init__(self, side: int, points: tuple[int, ...], n: int, width: float = 0.03) -> None:
         super().__init__()
         axis = (torch.arange(side) + 0.5) / side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -124,7 +137,7 @@ class WarpMotion(nn.Module):
 
     def __init__(self, sizes: WarpSizes) -> None:
         super().__init__()
-        self.coarse = Spread(64, range(N_POINTS), sizes.coarse)
+        self.coarse = Spread(64, COARSE_POINTS, sizes.coarse)
         self.fine = Spread(128, FINE_POINTS, sizes.fine, 0.015)
         self.register_buffer("places_64", self.coarse.places.reshape(1, 64, 64, 2), persistent=False)
         self.register_buffer("places_128", self.fine.places.reshape(1, 128, 128, 2), persistent=False)

@@ -14,7 +14,7 @@ import onnxruntime as ort  # noqa: E402
 from test_keypoints import mesh  # noqa: E402
 
 from keyface.models.warp_export import export_warp, stored_in_half  # noqa: E402
-from keyface.models.warp_mobile import FINE_POINTS, Spread, WarpMobile, WarpSizes, warp  # noqa: E402
+from keyface.models.warp_mobile import COARSE_POINTS, FINE_POINTS, Spread, WarpMobile, WarpSizes, warp  # noqa: E402
 from keyface.pipeline.keypoints import unit_points  # noqa: E402
 
 SMALL = WarpSizes(features=8, details=4, coarse=4, fine=4, middle=8, deep=12, shallow=8)
@@ -36,14 +36,14 @@ def feeds(n: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_landmarks_that_stay_shift_nothing() -> None:
-    shift, raster, near = Spread(64, range(478), 4)(points(), points())
+    shift, raster, near = Spread(64, COARSE_POINTS, 4)(points(), points())
     assert shift.abs().max() < 1e-6
     assert raster.shape == (1, 4, 64, 64) and float(near.min()) >= 0 and float(near.max()) <= 1
 
 
 def test_all_landmarks_moved_alike_shift_every_place_alike() -> None:
     moved = points() + torch.tensor([0.1, -0.05, 0.0])
-    shift, _, _ = Spread(64, range(478), 4)(points(), moved)
+    shift, _, _ = Spread(64, COARSE_POINTS, 4)(points(), moved)
     assert (shift[0, 0] + 0.1).abs().max() < 1e-5
     assert (shift[0, 1] - 0.05).abs().max() < 1e-5
 
