@@ -56,8 +56,10 @@ class Pairs:
 
     def split(self, n_held: int) -> tuple[Pairs, Pairs]:
         """The people to train on, and the first `n_held`, who are held out."""
-        parts = (self.images, self.points, self.controls, self.poses)
-        return Pairs(*(part[n_held:] for part in parts)), Pairs(*(part[:n_held] for part in parts))
+        return self._part(slice(n_held, None)), self._part(slice(n_held))
+
+    def _part(self, people: slice) -> Pairs:
+        return Pairs(self.images[people], self.points[people], self.controls[people], self.poses[people])
 
 
 def make_pairs(

@@ -126,7 +126,8 @@ def unit_points(points_xyz: F32, side_px: int) -> F32:
     if points_xyz.shape != (N_POINTS, 3) or not np.isfinite(points_xyz).all():
         raise ValueError(f"keypoints: the mesh is not finite or has shape {points_xyz.shape}")
     half = side_px / 2
-    return ((points_xyz + np.array([0.5, 0.5, 0.0])) / half - np.array([1.0, 1.0, 0.0])).astype(np.float32)
+    unit = (points_xyz + np.array([0.5, 0.5, 0.0])) / half - np.array([1.0, 1.0, 0.0])
+    return np.asarray(unit, np.float32)
 
 
 def fit_pose(points: F32) -> tuple[F32, float, F32]:

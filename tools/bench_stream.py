@@ -261,7 +261,7 @@ class _AgeSink(_Watch):
         if len(lags) < 2 or count < 1:
             return 0.0
         spread_s = statistics.quantiles(lags, n=20)[-1] - statistics.fmean(lags)
-        return 1e3 * (total_s / count + spread_s)
+        return 1e3 * float(total_s / count + spread_s)
 
 
 def _rss_bytes() -> int:
