@@ -12,6 +12,7 @@ import numpy as np
 from keyface.configs.evaluation import Target
 from keyface.pipeline.evaluation import Evaluation, Verdict, verdict_json
 from keyface.pipeline.measure_motion import measure_consistency
+from keyface.pipeline.stage_times import StageTimes
 from keyface.pipeline.summary import Summary
 
 SCHEMA = "keyface/evaluate-reenactors/1"
@@ -72,14 +73,14 @@ class ReenactorReport:
 
     Attributes:
         rows: in the order measured.
-        times_ms: by reenactor, of single frames, both in one run.
+        times: by reenactor, of a face in one frame, both in one run; empty when none were taken.
         targets: of the reenactor `warp`.
         failures: clip -> why it was left out.
         about: what was evaluated and how, plain values.
     """
 
     rows: tuple[ClipFigures, ...]
-    times_ms: Mapping[str, Sequence[float]]
+    times: Mapping[str, StageTimes]
     targets: Mapping[str, Target]
     failures: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -101,9 +102,9 @@ class ReenactorReport:
         for name in dict.fromkeys(name for figures in own for name in figures):
             values = [v for figures in own if (v := figures.get(name)) is not None and math.isfinite(v)]
             found[name] = float(np.mean(values)) if values else None
-        times = self.times_ms.get(reenactor, ())
-        if len(times):
-            found["frame_ms"], found["frame_ms_p95"] = (float(v) for v in np.percentile(times, (50, 95)))
+        times = self.times.get(reenactor)
+        if times is not None and times.count:
+            found |= {"frame_ms": times.p50_ms, "frame_ms_p95": times.p95_ms}
         return found
 
     def figures(self) -> list[Figure]:
@@ -180,7 +181,7 @@ def to_json(report: ReenactorReport) -> dict[str, Any]:
             name: {key: _round(value) for key, value in report.means(name).items()}
             for name in report.reenactors
         },
-        "timed_frames": {name: len(times) for name, times in report.times_ms.items()},
+        "timed_frames": {name: times.count for name, times in report.times.items()},
         "clips": [
             {
                 "clip": row.clip,

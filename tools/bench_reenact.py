@@ -14,6 +14,7 @@ from keyface.engines.engine import Array, Engine, ForwardingEngine
 if TYPE_CHECKING:
     from keyface.pipeline.assemble import OpenNetwork
     from keyface.pipeline.chain import ChainParts
+    from keyface.pipeline.choose import FacesChoice
     from keyface.pipeline.frame import Frame
     from keyface.pipeline.stage_times import DurationLog
 
@@ -84,15 +85,21 @@ class Runner:
 
 
 def measure(
-    frames: Iterable[Frame], chains: Mapping[str, tuple[ChainParts, Runner]], *, n_skipped: int
+    frames: Iterable[Frame],
+    chains: Mapping[str, tuple[ChainParts, Runner]],
+    *,
+    n_skipped: int,
+    faces: FacesChoice = "all",
 ) -> tuple[int, tuple[int, int]]:
     """Sends every frame through all chains on this thread, and times the reenactment of each.
 
-    Who is first changes from frame to frame, so that neither finds the caches as the other left them throughout.
+    Who is first changes from frame to frame, so that neither finds the caches as the other left them throughout. A
+    frame in which no virtual face is shown costs nothing, and its time does not count.
 
     Args:
         chains: name -> parts, and where their times go.
         n_skipped: frames at the start that are not counted: the person is chosen, buffers are made.
+        faces: whose face is shown.
 
     Returns:
         Frames counted, and their width and height.
@@ -106,7 +113,7 @@ def measure(
         analyses = {}
         for name, (parts, _) in chains.items():
             assert parts.reenact is not None
-            analyses[name] = AnalyseStage(parts.analyse, parts.observer, "all")
+            analyses[name] = AnalyseStage(parts.analyse, parts.observer, faces)
             for stage in (analyses[name], parts.reenact):
                 stack.callback(stage.close)
                 stage.open()
@@ -131,9 +138,11 @@ def _time_one(parts: Any, runner: Runner, analysed: Any, number: int, *, is_coun
         runner.first_s = total_s
     if not is_counted:
         return
+    runner.replaced += len(out.virtual)
+    runner.redacted.update(redaction.reason for redaction in out.must_redact)
+    if not out.virtual:
+        return
     networks_s = runner.spent_s["network"] + runner.spent_s["landmarks"]
     spent = {"total": total_s, **runner.spent_s, "numpy": total_s - networks_s}
     for name, duration_s in spent.items():
         runner.durations.setdefault(name, DurationLog()).add(duration_s)
-    runner.replaced += len(out.virtual)
-    runner.redacted.update(redaction.reason for redaction in out.must_redact)

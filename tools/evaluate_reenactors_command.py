@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 REENACTORS = get_args(ReenactorName)
 _LPIPS = "lpips"
+_SETTLING = (
+    15  # frames whose time does not count: the search for a stand-in, its rehearsals, engines that warm up
+)
 
 
 def add_reenactors_parser(kinds: Any) -> None:
@@ -104,6 +108,7 @@ class _Work:
 
     def __init__(self, args: argparse.Namespace, clips: Sequence[Path], stack: ExitStack) -> None:
         from keyface.pipeline.process_options import ProcessOptions
+        from keyface.tools.bench_reenact import Runner
         from keyface.tools.evaluate_command import open_eyes, pull_judges
         from keyface.tools.process_command import ensure_models, load_key
 
@@ -123,7 +128,7 @@ class _Work:
         eyes: tuple[Eyes, EvaluationConfig] = stack.enter_context(open_eyes())
         self._eyes, self._config = eyes
         self._rows: list[ClipFigures] = []
-        self._times_ms: dict[str, list[float]] = {name: [] for name in names}
+        self._runners = {name: Runner() for name in names}
         self._failures: dict[str, str] = {}
 
     def measure(self) -> ReenactorReport:
@@ -150,7 +155,12 @@ class _Work:
             "versions": package_versions(),
         }
         targets = self._config.reenactor_targets
-        return ReenactorReport(tuple(self._rows), self._times_ms, targets, self._failures, about)
+        times = {
+            name: runner.durations["total"].times()
+            for name, runner in self._runners.items()
+            if runner.durations
+        }
+        return ReenactorReport(tuple(self._rows), times, targets, self._failures, about)
 
     def _in_losses(self) -> list[str]:
         judges = self._config.image_recognisers
@@ -169,8 +179,7 @@ class _Work:
             rows.append(ClipFigures(clip.name, name, self._figures(clip, output, summary)))
             outputs[name] = output
         if self._args.timed:
-            for name, times in self._time(clip).items():
-                self._times_ms[name] += times
+            self._time(clip)
         measured = self._measure_self(clip) if "warp" in self._options else None
         if measured is not None:
             rows = [
@@ -201,22 +210,24 @@ class _Work:
         measures = measure_video(clip, output, self._eyes, every=self._args.every)
         return clip_figures(evaluate(measures, self._config.targets), summary)
 
-    def _time(self, clip: Path) -> dict[str, list[float]]:
+    def _time(self, clip: Path) -> None:
+        """Adds the times of a clip's largest face to those before, both reenactors in turn on the same frames."""
         from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
         from keyface.pipeline.capture import FileSource
-        from keyface.pipeline.reenactor_timing import time_reenactors
+        from keyface.tools import bench_reenact
 
-        options = next(iter(self._options.values()))
         with ExitStack() as stack:
-            pool = stack.enter_context(EnginePool(network_opener(self._store, options)))
-            chains = {
-                name: make_parts(self._store, self._key, own, open_network=pool)
-                for name, own in self._options.items()
-            }
-            for parts in chains.values():
+            chains = {}
+            first = next(iter(self._options.values()))
+            pool = stack.enter_context(EnginePool(network_opener(self._store, first)))
+            for name, options in self._options.items():
+                runner = self._runners[name]
+                parts = make_parts(self._store, self._key, options, open_network=runner.timed(pool))
                 stack.callback(parts.release)
-            frames = stack.enter_context(FileSource(clip, end_s=self._args.end))
-            return time_reenactors(frames, chains, n_frames=self._args.timed)
+                chains[name] = parts, runner
+            source = stack.enter_context(FileSource(clip, end_s=self._args.end))
+            frames = itertools.islice(source, _SETTLING + self._args.timed)
+            bench_reenact.measure(frames, chains, n_skipped=_SETTLING, faces="largest")
 
     def _measure_self(self, clip: Path) -> SelfMeasures:
         from keyface.pipeline.measure_self import measure_self
