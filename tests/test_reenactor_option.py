@@ -250,6 +250,15 @@ def test_both_are_measured_in_turn_and_the_parts_make_the_whole(rows: dict[str, 
     assert rows["latent"]["network"]["total_s"] > 0, "a generator renders every frame"
 
 
+def test_frames_that_show_no_virtual_face_are_told_and_not_timed(mesh_at: Callable[..., Any]) -> None:
+    world = WarpWorld(mesh_at((14, 16, 50, 54)))
+    parts, runner = parts_of(world, mesh_at), bench_reenact.Runner()
+    world.similarity = (0.9,) * 12  # nobody suits
+    frames = [Frame(np.zeros((200, 300, 3), np.uint8), index, index / 25) for index in range(4)]
+    assert bench_reenact.measure(frames, {"warp": (parts, runner)}, n_skipped=1) == (3, (300, 200))
+    assert runner.replaced == 0 and runner.redacted == {"too_alike": 3} and not runner.durations
+
+
 def test_a_report_is_of_the_form_and_others_are_named(rows: dict[str, Any]) -> None:
     whole = json.loads(json.dumps(report(rows)))
     check_reenact_bench(whole)
