@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image as PilImage
-from test_evaluate import write_clip
+from test_evaluate import OneFace, Painted, judge, picture, recogniser, write_clip
 
 from keyface.configs.errors import EngineError, UsageError
 from keyface.configs.evaluation import load_evaluation
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.pipeline.canonical_face import CANONICAL_XYZ
-from keyface.pipeline.face import Detection, FaceMesh
+from keyface.pipeline.chain import ChainParts
+from keyface.pipeline.face import AnalysedFrame, Detection, Face, FaceMesh, ReenactedFrame, VirtualFace
+from keyface.pipeline.frame import Frame
 from keyface.pipeline.geometry import (
     apply_affine,
     ffhq_quad,
@@ -33,10 +35,20 @@ from keyface.pipeline.geometry import (
 )
 from keyface.pipeline.keypoints import _SHAPES, KeypointModel
 from keyface.pipeline.measure_self import SelfEyes, WarpNetworks, masked, measure_self, points_px
+from keyface.pipeline.measure_video import Eyes
+from keyface.pipeline.paste import Paster
 from keyface.pipeline.reenactor_pictures import write_self_sheet, write_side_by_side
-from keyface.pipeline.reenactor_report import ClipFigures, ReenactorReport, to_json, to_markdown
+from keyface.pipeline.reenactor_report import (
+    ClipFigures,
+    ReenactorReport,
+    clip_figures,
+    to_json,
+    to_markdown,
+)
 from keyface.pipeline.stage_times import StageTimes
+from keyface.pipeline.summary import Summary
 from keyface.tools import evaluate_command
+from keyface.tools.bench_reenact import Runner, measure
 from keyface.tools.evaluate_reenactors_command import list_clips
 
 Image = npt.NDArray[np.uint8]
@@ -213,7 +225,63 @@ def test_points_and_masks_fit_the_crop() -> None:
     assert shown[120, 120, 0] == 200 and (shown[~face] == 127).all()
 
 
+# ---------------------------------------------------------------- times
+class Stub:
+    """Both stages of a chain: two faces are found in each frame, and the first is shown in every other frame."""
+
+    def __init__(self, *, is_analysis: bool) -> None:
+        self._is_analysis = is_analysis
+
+    def open(self) -> None:
+        """Nothing to get."""
+
+    def process(self, item: Any) -> Any:
+        mesh = mesh_at(CENTRE_XY, WIDTH)
+        if self._is_analysis:
+            boxes = np.array([[56, 34, 104, 90], [4, 4, 24, 24]], np.float32)
+            points = points_5_from_mesh(mesh.points_xyz)
+            return AnalysedFrame(
+                item, tuple(Face(i, box, points, 0.9, False, mesh) for i, box in enumerate(boxes))
+            )
+        if item.frame.index % 2:
+            return ReenactedFrame(item, ())
+        eye = np.eye(2, 3, dtype=np.float32)
+        shown = [VirtualFace(f.track_id, np.zeros((8, 8, 3), np.uint8), mesh, eye) for f in item.faces]
+        return ReenactedFrame(item, tuple(shown))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@pytest.mark.parametrize(("faces", "n_shown"), [("largest", 8), ("all", 16)])
+def test_only_frames_that_show_a_virtual_face_are_timed(faces: Any, n_shown: int) -> None:
+    runner = Runner()
+    parts = ChainParts(
+        analyse=Stub(is_analysis=True), observer=None, reenact=Stub(is_analysis=False), paste=Paster()
+    )
+    frames = [Frame(a_picture(0), index, index / 25) for index in range(20)]
+    assert measure(frames, {"one": (parts, runner)}, n_skipped=4, faces=faces) == (16, (160, 120))
+    assert runner.durations["total"].times().count == 8
+    assert runner.replaced == n_shown
+
+
 # ---------------------------------------------------------------- figures
+def test_figures_of_a_clip_are_those_of_its_evaluation_and_of_the_chain(tmp_path: Path) -> None:
+    judges = Eyes(OneFace(), [recogniser(name) for name in ("a", "b", "c")], Painted())
+    driver, made = (
+        write_clip(tmp_path / f"{i}.mp4", [picture(k, identity=i) for k in range(30)]) for i in (1, 2)
+    )
+    summary = Summary(
+        source="", output="", kind="video", frames=30, faces=1, replaced=27, redacted_frames=3, redacted={},
+        faults={}, duration_s=1.2, wall_s=1.0, fps=30.0, first_frame_s=None, stages={"reenact": took(12.5)},
+    )  # fmt: skip
+    figures = clip_figures(judge(driver, made, judges), summary)
+    assert figures["pose_error"] == 0 and figures["mosaic_rate"] == 0.1 and figures["stage_ms"] == 12.5
+    by_judge = [figures[f"identity_{name}"] for name in "abc"]
+    assert figures["identity_least"] == min(v for v in by_judge if v is not None) > 0.9
+    assert figures["jaw_open"] == pytest.approx(1.0, abs=0.01) and "identity_consistency" not in figures
+
+
 def took(p50_ms: float, count: int = 3) -> StageTimes:
     return StageTimes(count, p50_ms, 2 * p50_ms, 3 * p50_ms, 1.0)
 
@@ -345,10 +413,21 @@ def test_a_generated_clip_by_both_reenactors(
 
     clip, out = tmp_path / "sample.mp4", tmp_path / "out"
     with open_portrait(models, 38, ProcessOptions(threads=1)) as portrait:
-        write_sample_clip(clip, portrait, Performance(1.2), size_px=256)
+        write_sample_clip(clip, portrait, Performance(2.0), size_px=256)
     assert main(["keygen", str(tmp_path / "key")]) == 0
     capsys.readouterr()
-    words = ("--key-file", str(tmp_path / "key"), "--out", str(out), "--every", "4", "--timed", "5")
+    words = (
+        "--key-file",
+        str(tmp_path / "key"),
+        "--out",
+        str(out),
+        "--every",
+        "4",
+        "--timed",
+        "5",
+        "--end",
+        "1",
+    )
     assert evaluate_command.run(parse(str(clip), *words, "--json", "--quiet")) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["failed"] == {} and told["timed_frames"] == {"latent": 5, "warp": 5}
