@@ -79,6 +79,7 @@ def expected_members() -> set[str]:
         "configs/*.schema.json",
         "configs/presets/*.toml",
         "configs/projectors/*.toml",
+        "configs/warp/*.toml",
     ]
     patterns += [f"pipeline/*.{suffix}" for suffix in ("html", "css", "js", "svg")]
     patterns += ["models/weights/*", "models/cards/*.md", "models/labels/*.toml"]
