@@ -67,7 +67,7 @@ class WarpConfig:
     other_source: float = 0.25
     pixel_weight: float = 4.0
     perceptual_weight: float = 1.0
-    close_weight: float = 1.0
+    close_weight: float = 1.5
     reading_weight: float = 0.3
     identity_weight: float = 0.6
     adversarial_weight: float = 0.05
@@ -147,7 +147,7 @@ def pictures(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def close_ups(image: Tensor, points: Tensor, side: int = 96) -> Tensor:
+def close_ups(image: Tensor, points: Tensor, side: int = 128) -> Tensor:
     """Mouth and eyes of (N, 3, 256, 256) at points (N, 478, 3), enlarged: (2 N, 3, side, side)."""
     found = []
     for index, width in ((MOUTH, 1.5), (EYES, 1.15)):
@@ -171,25 +171,27 @@ class Judges(nn.Module):
         self.requires_grad_(False).eval()
 
 
-def face_weight(points: Tensor) -> Tensor:
-    """(N, 1, 256, 256): 1 in the background, up to 3 near the landmarks (N, 478, 3), mean about 2."""
+def face_mask(points: Tensor) -> Tensor:
+    """(N, 1, 256, 256), [0, 1]: an ellipse about the landmarks (N, 478, 3) with some of the hair, softly ended."""
     low, high = points[..., :2].amin(1), points[..., :2].amax(1)
     centre, half = (low + high) / 2, (high - low) / 2
     axis = (torch.arange(SIDE_PX, device=points.device) + 0.5) / SIDE_PX * 2 - 1
     x = (axis[None] - centre[:, :1]) / (1.15 * half[:, :1])
     y = (axis[None] - centre[:, 1:] + 0.1 * half[:, 1:]) / (1.3 * half[:, 1:])
     distance = x[:, None, :] ** 2 + y[:, :, None] ** 2
-    return (1 + 2 * torch.sigmoid(6 * (1.2 - distance)))[:, None]
+    return torch.sigmoid(6 * (1.2 - distance))[:, None]
 
 
 def losses(
     picture: Tensor, b: Batch, judges: Judges, c: WarpConfig, *, with_reading: bool
 ) -> dict[str, Tensor]:
     """Terms of the loss of pictures (N, 3, 256, 256) but for the adversarial ones."""
-    weight = face_weight(b.target_points)
+    mask = face_mask(b.target_points)
+    # Hair and background of a generated person change from frame to frame, and only the face is pasted.
+    faces = b.target + (picture - b.target) * mask
     found = {
-        "pixel": c.pixel_weight * ((picture - b.target).abs() * weight).mean() / 2,
-        "perceptual": c.perceptual_weight * judges.lpips(picture, b.target).mean(),
+        "pixel": c.pixel_weight * ((picture - b.target).abs() * (0.5 + mask)).mean(),
+        "perceptual": c.perceptual_weight * judges.lpips(faces, b.target).mean(),
         "close": c.close_weight
         * judges.lpips(close_ups(picture, b.target_points), close_ups(b.target, b.target_points)).mean(),
     }

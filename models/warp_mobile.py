@@ -137,7 +137,7 @@ class WarpMotion(nn.Module):
 
     def __init__(self, sizes: WarpSizes) -> None:
         super().__init__()
-        self.coarse = Spread(64, COARSE_POINTS, sizes.coarse)
+        self.coarse = Spread(64, COARSE_POINTS, sizes.coarse, 0.06)
         self.fine = Spread(128, FINE_POINTS, sizes.fine, 0.015)
         self.register_buffer("places_64", self.coarse.places.reshape(1, 64, 64, 2), persistent=False)
         self.register_buffer("places_128", self.fine.places.reshape(1, 128, 128, 2), persistent=False)
