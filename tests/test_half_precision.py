@@ -109,6 +109,42 @@ def test_products_become_convolutions_and_compute_the_same() -> None:
     np.testing.assert_allclose(_run(changed, {"x": x})["y"], _run(model, {"x": x})["y"], atol=1e-5)
 
 
+def test_products_of_batches_become_sums_and_compute_the_same() -> None:
+    """(N, 4, 1) by (N, 1, 4) and back: what a warp's spreading of landmarks is made of."""
+    rng = np.random.default_rng(2)
+    axes = {"last": np.array([2]), "rows": np.array([1])}
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
+        helper.make_node("Unsqueeze", ["x", "rows"], ["row"]),
+        helper.make_node("MatMul", ["column", "row"], ["square"]),
+        helper.make_node("MatMul", ["square", "column"], ["y"]),
+    ]
+    model = _model(nodes, axes, out_rank=3)
+    changed = products_as_convolutions(model)
+    onnx.checker.check_model(changed)
+    kinds = Counter(node.op_type for node in changed.graph.node)
+    assert kinds["MatMul"] == 0 and kinds["ReduceSum"] == 2
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    want = _run(model, {"x": x})["y"]
+    assert want.shape == (3, 4, 1)
+    np.testing.assert_allclose(_run(changed, {"x": x})["y"], want, atol=1e-5)
+
+
+def test_weights_that_are_held_in_half_become_convolutions_too() -> None:
+    rng = np.random.default_rng(3)
+    weights = {"half": rng.normal(size=(3, 4)).astype(np.float16), "b": rng.normal(size=3).astype(np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["half"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1),
+    ]
+    model = _model(nodes, weights)
+    changed = products_as_convolutions(model)
+    onnx.checker.check_model(changed)
+    assert "Gemm" not in {node.op_type for node in changed.graph.node}
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_allclose(_run(changed, {"x": x})["y"], _run(model, {"x": x})["y"], atol=1e-5)
+
+
 @pytest.mark.parametrize("attributes", [{"alpha": 2.0}, {"transA": 1}])
 def test_odd_products_stay_as_they_are(attributes: dict[str, Any]) -> None:
     weights = {"w": np.eye(4, dtype=np.float32), "b": np.zeros(4, np.float32)}
