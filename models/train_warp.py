@@ -68,7 +68,7 @@ class WarpConfig:
     pixel_weight: float = 4.0
     perceptual_weight: float = 1.0
     close_weight: float = 1.5
-    reading_weight: float = 0.3
+    reading_weight: float = 0.8
     identity_weight: float = 0.6
     adversarial_weight: float = 0.05
     matching_weight: float = 0.5

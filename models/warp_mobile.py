@@ -126,7 +126,8 @@ class Spread(nn.Module):
         total = weight.sum(2, keepdim=True)
         values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1)], 2)
         spread = (weight @ values / total).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
-        near = (total * self.width**4).transpose(1, 2).reshape(d.shape[0], 1, self.side, self.side)
+        # 1 at a landmark, a half at about twice the width from one that stands alone
+        near = (total * (2 * self.width) ** 4).transpose(1, 2).reshape(d.shape[0], 1, self.side, self.side)
         return spread[:, :2], spread[:, 2:], near / (near + 1)
 
 
