@@ -16,6 +16,7 @@ import numpy as np
 from keyface.configs.errors import BookError
 from keyface.pipeline.book import Pin
 from keyface.pipeline.face import F32, AnalysedFrame, Face, VirtualFace
+from keyface.pipeline.face_cover import face_cover
 from keyface.pipeline.frame import RedactionReason
 from keyface.pipeline.identity import Identities
 from keyface.pipeline.mirror import look_at_pasted
@@ -39,11 +40,24 @@ class CastingOptions:
             0.5 to 2.5; under 1.4 the other recognisers see two people in 99 of 100 (w600k) and more.
         max_likeness: of the most unlike candidate, taken when none is as unlike as wanted.
         max_candidates: tried at most.
+        max_cover: of a candidate's face (`FaceCover.excess`) who is tried at once; who is more covered waits until
+            all others were tried.
     """
 
     wanted_likeness: float = 1.4
     max_likeness: float = 3.6
     max_candidates: int = 12
+    max_cover: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Who was seen at rest from the front: his number, how like the driver he is there, and how covered."""
+
+    number: int
+    person: Person
+    alone: float
+    cover: float
 
 
 @dataclass(slots=True)
@@ -102,16 +116,29 @@ class Casting:
 
     def _choose(self, driver: F32, scene: Scene) -> Generator[None, None, tuple[int, Person] | None]:
         """The first candidate as unlike the driver as wanted, else the most unlike of all, and its number; None when
-        all are too like."""
+        all are too like. Those whose faces are covered, by hair above all, come last, the least covered first: nobody
+        who is more like the driver takes a covered one's place."""
         chosen, least = None, self._o.max_likeness
-        for candidate in range(self._o.max_candidates):
-            person = self._puppet.meet(self._virtual.w(driver, candidate))
+        covered: list[_Candidate] = []
+        for number in range(self._o.max_candidates):
+            person = self._puppet.meet(self._virtual.w(driver, number))
             yield
             if person is None:
                 continue
-            likeness = yield from self._likeness(person, driver, scene)
+            seen = _Candidate(number, person, *self._at_rest(person, driver))
+            if seen.cover > self._o.max_cover:
+                covered.append(seen)
+                yield
+                continue
+            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene)
             if likeness < least:
-                chosen, least = (candidate, person), likeness
+                chosen, least = (number, person), likeness
+            if least < self._o.wanted_likeness:
+                return chosen
+        for seen in sorted(covered, key=lambda one: (one.cover, one.number)):
+            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene)
+            if likeness < least:
+                chosen, least = (seen.number, seen.person), likeness
             if least < self._o.wanted_likeness:
                 break
         return chosen
@@ -119,12 +146,27 @@ class Casting:
     def _likeness(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
         """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`alike`):
         of the virtual person at rest from the front, and of the face pasted over the driver's."""
+        alone, _ = self._at_rest(person, driver)
+        return (yield from self._pasted(person, alone, driver, scene))
+
+    def _at_rest(self, person: Person, driver: F32) -> tuple[float, float]:
+        """How like the driver a person is at rest from the front, and how covered; infinite and 0 where no face is
+        found. Cover is seen in the rendering that others are made from, where there is one: so it is the same
+        whichever way people are shown."""
         at_rest = np.concatenate([np.zeros(2, np.float32), self._basis.resting])
         shown = self._puppet.show(person, at_rest, person.own_mesh)
         crop, mesh = (None, None) if isinstance(shown, str) else shown
         if crop is None or mesh is None:
-            return math.inf
-        alone = self.alike(self._puppet.embed(crop, mesh), driver)
+            return math.inf, 0.0
+        source, own = self._puppet.source_of(person) or (crop, mesh)
+        return self.alike(self._puppet.embed(crop, mesh), driver), face_cover(source, own.points_xyz).excess
+
+    def _pasted(
+        self, person: Person, alone: float, driver: F32, scene: Scene
+    ) -> Generator[None, None, float]:
+        """The larger of `alone` and the score of the face once pasted; see `_likeness`."""
+        if math.isinf(alone):
+            return alone
         yield
         item, face = scene.item, scene.face
         assert face.mesh is not None

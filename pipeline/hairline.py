@@ -36,13 +36,14 @@ _CHIN, _FOREHEAD = 152, 10
 _FLOOR = 6.0
 
 
-def skin_level(luma: F32, skin: F32, uv: F32) -> F32 | None:
+def skin_level(luma: F32, skin: F32, uv: F32, *, stiffness: float = 1.0, rounds: int = 2) -> F32 | None:
     """(n, n) log luminance that skin has at each place, a plane over the face; None with too little skin.
 
     Args:
         luma: (n, n) levels.
         skin: (n, n) [0, 1].
         uv: (n, n, 2) face coordinates.
+        stiffness: what holds the plane level; rounds: how often it is fitted to what lay near it before.
     """
     seen = skin > 0.3
     if int(seen.sum()) < 30:
@@ -50,9 +51,9 @@ def skin_level(luma: F32, skin: F32, uv: F32) -> F32 | None:
     design = np.column_stack([np.ones(int(seen.sum())), uv[seen]])
     target = np.log(luma[seen] + _FLOOR)
     weight = skin[seen] * (target > np.median(target) - 0.5)
-    for _ in range(2):
+    for _ in range(rounds):
         weighted = design * weight[:, None]
-        normal = weighted.T @ design + np.diag([1e-3, 1.0, 1.0]) * (weight.sum() / 100)
+        normal = weighted.T @ design + np.diag([1e-3, stiffness, stiffness]) * (weight.sum() / 100)
         plane = np.linalg.solve(normal, weighted.T @ target)
         weight = skin[seen] / (1 + ((target - design @ plane) / 0.15) ** 2)
     return np.asarray(plane[0] + uv @ plane[1:], np.float32)

@@ -87,6 +87,11 @@ class Actor(Protocol):
         cannot be shown like that. Raises EngineError when a network fails."""
         ...
 
+    def source_of(self, person: Person) -> tuple[ImageRgb, FaceMesh] | None:
+        """The rendering at rest that all others of a person are made from, and the mesh in it; None where each is
+        rendered anew, or none was made yet."""
+        ...
+
     def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
         """The mesh of a rendered face."""
         ...
@@ -120,6 +125,10 @@ class Puppet:
         """The person with controls `wanted` (54,): uint8 (S, S, 3), and the mesh found in it."""
         crop = self.render(self._motion.w_plus(person.w, wanted, person.own_coefficients))
         return crop, self.look(crop, previous)
+
+    def source_of(self, person: Person) -> None:
+        """See `Actor`: there is none."""
+        return None
 
     def render(self, w_plus: F32) -> ImageRgb:
         """uint8 (S, S, 3) of W+ (23, 512). Raises EngineError when the output is not finite."""

@@ -52,11 +52,13 @@ class WarpSource:
     Attributes:
         shape: the person's keypoints in the source picture.
         points: (1, 478, 3) those of `shape`, for `warp_motion`.
+        seen: the source picture, uint8 (256, 256, 3), and the mesh in it.
         look: what `warp_decode` gets in each frame: `image` (1, 3, 256, 256) [-1, 1], `features`, `details`.
     """
 
     shape: SourceShape
     points: F32
+    seen: tuple[ImageRgb, FaceMesh]
     look: Mapping[str, F32]
 
 
@@ -103,6 +105,11 @@ class WarpPuppet:
         crop = self._moved(source, wanted, driving)
         return crop, self.look(crop, previous)
 
+    def source_of(self, person: Person) -> tuple[ImageRgb, FaceMesh] | None:
+        """See `Actor`."""
+        source = self._sources.get(person)
+        return source.seen if isinstance(source, WarpSource) else None
+
     def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
         """See `Actor`."""
         return self._renderer.look(crop_rgb, previous)
@@ -132,7 +139,7 @@ class WarpPuppet:
         points = shape.points[None]
         made = self._warp.source.run({"image": image, "points": points})
         features = {name: _finite(made, name) for name in ("features", "details")}
-        return WarpSource(shape, points, {"image": image, **features})
+        return WarpSource(shape, points, (crop, mesh), {"image": image, **features})
 
 
 def _finite(outputs: Mapping[str, F32], name: str) -> F32:

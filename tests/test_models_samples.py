@@ -165,26 +165,6 @@ def test_a_guard_of_a_measure_lowers_what_was_measured() -> None:
     assert np.mean((w - people.mean) @ guard.normal > guard.limit) == pytest.approx(0.8, abs=0.02)
 
 
-def test_cover_is_what_hides_the_skin() -> None:
-    from keyface.models.face_cover import Outlines, covered_share
-    from keyface.pipeline import place
-    from keyface.pipeline.canonical_face import CANONICAL_XYZ
-
-    xy = np.vstack([CANONICAL_XYZ, CANONICAL_XYZ[:10]])[:, :2] * [9, -9] + [128, 120]
-    outlines = Outlines(
-        place.OVAL,
-        (np.r_[place.RIGHT_EYE, place.RIGHT_BROW], np.r_[place.LEFT_EYE, place.LEFT_BROW]),
-    )
-    skin = np.full((256, 256, 3), (200, 150, 120), np.uint8)
-    assert covered_share(skin, xy, outlines) == 0
-    fringed = skin.copy()
-    fringed[: int(xy[10, 1] + 20)] = (30, 20, 20)  # hair over the forehead
-    speaking = skin.copy()
-    speaking[int(xy[13, 1]) :] = (30, 20, 20)  # beard and mouth do not count
-    assert 0.1 < covered_share(fringed, xy, outlines) < 0.7
-    assert covered_share(speaking, xy, outlines) == 0
-
-
 def test_the_resting_face_is_the_median_of_calm_ones() -> None:
     rng = np.random.default_rng(0)
     rows = np.zeros((60, 56), np.float32)

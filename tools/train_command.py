@@ -324,14 +324,11 @@ def _face_looks(
     """Embedding and covered share of the face in FFHQ-aligned pictures, uint8 (256, 256, 3)."""
     import numpy as np
 
-    from keyface.models.face_cover import Outlines, covered_share
-    from keyface.pipeline import place
+    from keyface.pipeline.face_cover import covered_share
     from keyface.pipeline.geometry import points_5_from_mesh
     from keyface.pipeline.recognise import Recogniser
 
     box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256  # where FFHQ's alignment puts the face
-    eyes = ((place.RIGHT_EYE, place.RIGHT_BROW), (place.LEFT_EYE, place.LEFT_BROW))
-    outlines = Outlines(place.OVAL, tuple(np.concatenate(pair) for pair in eyes))
     with ExitStack() as stack:
         landmarker = stack.enter_context(train_networks.landmarker(store))
         recogniser = Recogniser(train_networks.network(store, "sface_fast", args))
@@ -343,7 +340,7 @@ def _face_looks(
 
         def cover(image_rgb: Any) -> float | None:
             mesh = landmarker.detect(image_rgb, box_xyxy=box)
-            return None if mesh is None else covered_share(image_rgb, mesh.points_xy, outlines)
+            return None if mesh is None else covered_share(image_rgb, mesh.points_xy)
 
         yield embed, cover
 
