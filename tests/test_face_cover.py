@@ -1,0 +1,183 @@
+"""What covers a generated face: on drawn faces, and on generated people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from keyface.engines.open import open_engine
+from keyface.pipeline.canonical_face import CANONICAL_XYZ
+from keyface.pipeline.face_cover import FaceCover, covered_share, face_cover
+from keyface.pipeline.motion import MotionMap
+from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, OVAL, RIGHT_BROW, RIGHT_EYE
+from keyface.pipeline.projector import Projector
+from keyface.pipeline.puppet import Puppet, ReenactEngines
+from keyface.pipeline.virtual import IdentityBasis
+
+XY = np.vstack([CANONICAL_XYZ, CANONICAL_XYZ[:10]])[:, :2] * [9, -9] + [128, 120]
+SKINS = {"light": (230, 190, 165), "brown": (150, 105, 80), "dark": (75, 50, 40)}
+
+
+def drawn(skin: tuple[int, int, int] = SKINS["light"]) -> np.ndarray:
+    """A head of skin with eyes, brows and lips before something grey."""
+    picture = np.full((256, 256, 3), 90, np.uint8)
+    cv2.fillPoly(picture, [XY[OVAL].astype(np.int32)], skin)
+    dark = tuple(level // 6 for level in skin)
+    for index in (RIGHT_EYE, LEFT_EYE, RIGHT_BROW, LEFT_BROW):
+        cv2.fillConvexPoly(picture, cv2.convexHull(XY[index].astype(np.int32)), dark)
+    cv2.fillConvexPoly(
+        picture, cv2.convexHull(XY[LIPS].astype(np.int32)), (skin[0], skin[1] // 2, skin[2] // 2)
+    )
+    return picture
+
+
+def lit(picture: np.ndarray, right_to_left: float) -> np.ndarray:
+    """The light falls off by this factor across the face."""
+    across = np.clip((np.arange(256) - XY[:, 0].min()) / np.ptp(XY[:, 0]), 0, 1)
+    return (picture * (right_to_left**across)[None, :, None]).astype(np.uint8)
+
+
+def strand(picture: np.ndarray, of_xy: np.ndarray, width_px: int = 34) -> np.ndarray:
+    """A lock of dark hair from the top of the head over a place."""
+    out = picture.copy()
+    top = (int(of_xy[0]) + 12, int(XY[10, 1]) - 5)
+    cv2.line(out, top, (int(of_xy[0]) - 8, int(of_xy[1]) + 30), (40, 28, 22), width_px)
+    return out
+
+
+@pytest.mark.parametrize("skin", SKINS.values(), ids=SKINS)
+@pytest.mark.parametrize("light", [1.0, 0.35])
+def test_a_free_face_is_not_covered_whatever_its_skin_and_light(
+    skin: tuple[int, int, int], light: float
+) -> None:
+    found = face_cover(lit(drawn(skin), light), XY)
+    assert found.excess < 0.5, found
+
+
+@pytest.mark.parametrize("light", [1.0, 0.35])
+def test_a_strand_over_an_eye_is_cover_of_that_eye(light: float) -> None:
+    picture = lit(drawn(), light)
+    right = face_cover(strand(picture, XY[RIGHT_EYE].mean(0)), XY)
+    left = face_cover(strand(picture, XY[LEFT_EYE].mean(0)), XY)
+    assert right.excess > 1 and right.right_eye > right.left_eye + 0.2
+    assert left.excess > 1 and left.left_eye > left.right_eye + 0.2
+
+
+def test_a_fringe_to_the_brows_is_cover_of_the_forehead() -> None:
+    picture = drawn()
+    brows = int(XY[np.r_[RIGHT_BROW, LEFT_BROW], 1].mean())
+    picture[:brows] = (60, 45, 35)
+    found = face_cover(picture, XY)
+    assert found.forehead > 0.9 and found.excess > 1
+
+
+def test_a_high_hairline_is_no_cover() -> None:
+    picture = drawn()
+    picture[: int(XY[10, 1]) + 14] = (40, 30, 25)
+    assert face_cover(picture, XY).excess < 0.5
+
+
+@pytest.mark.parametrize("level", [20, 60])
+def test_a_beard_is_no_cover(level: int) -> None:
+    picture = drawn()
+    lips = int(XY[2, 1])
+    bearded = picture.copy()
+    cv2.fillPoly(bearded, [XY[OVAL].astype(np.int32)], (level, level, level))
+    picture[lips:] = bearded[lips:]
+    assert face_cover(picture, XY).excess < 0.5
+
+
+def test_a_cup_before_the_mouth_is_cover() -> None:
+    picture = drawn(SKINS["brown"])
+    x, y = XY[LIPS].mean(0).astype(int)
+    cv2.rectangle(picture, (x - 20, y - 4), (x + 20, y + 50), (250, 250, 250), -1)
+    found = face_cover(picture, XY)
+    assert found.chin > 0.1 and found.excess > 1
+
+
+def test_the_same_face_is_as_covered_in_any_size_and_place() -> None:
+    picture = strand(drawn(), XY[LEFT_EYE].mean(0))
+    large = cv2.resize(picture, (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    turned = cv2.warpAffine(picture, cv2.getRotationMatrix2D((128, 128), 8, 1.0), (256, 256))
+    turned_xy = cv2.transform(XY[None], cv2.getRotationMatrix2D((128, 128), 8, 1.0))[0]
+    want = face_cover(picture, XY)
+    assert face_cover(large, XY * 4).left_eye == pytest.approx(want.left_eye, abs=0.03)
+    assert face_cover(turned, turned_xy).left_eye == pytest.approx(want.left_eye, abs=0.1)
+
+
+def test_a_face_outside_the_picture_shows_no_cover() -> None:
+    assert face_cover(drawn(), XY + 1000) == FaceCover()
+    assert face_cover(np.zeros((64, 64, 3), np.uint8), XY - 5000) == FaceCover()
+
+
+def test_the_worst_zone_counts() -> None:
+    assert FaceCover(face=0.35).excess == pytest.approx(2)
+    assert FaceCover(left_eye=0.5, forehead=0.15).excess == pytest.approx(1)
+    assert FaceCover(right_eye=0.5).excess == FaceCover(left_eye=0.5).excess
+
+
+def test_the_share_that_the_guard_was_fitted_on() -> None:
+    skin = np.full((256, 256, 3), (200, 150, 120), np.uint8)
+    assert covered_share(skin, XY) == 0
+    fringed = skin.copy()
+    fringed[: int(XY[10, 1] + 20)] = (30, 20, 20)  # hair over the forehead
+    speaking = skin.copy()
+    speaking[int(XY[13, 1]) :] = (30, 20, 20)  # beard and mouth do not count
+    assert 0.1 < covered_share(fringed, XY) < 0.7
+    assert covered_share(speaking, XY) == 0
+
+
+# Generated people, by the seed of their code: what one sees in their pictures.
+COVERED = {2: "curls and a hand", 16: "a fringe", 35: "a fringe to the eyes", 42: "hair beside an eye"}
+FREE = {
+    1: "a beard",
+    3: "old, with a beard",
+    14: "dark skin",
+    28: "nothing",
+    53: "a beard",
+    58: "dark, shaded",
+}
+
+
+@pytest.fixture(scope="module")
+def excess_of(models: Any) -> Iterator[Callable[[int], float]]:
+    """How covered the person of a code is at rest from the front."""
+    from keyface.pipeline.landmarks import LiteRtLandmarker
+
+    networks = (open_engine(models.path(n), name=n, threads=1) for n in ("face_mesh", "face_blendshapes"))
+    landmarker = LiteRtLandmarker(*networks)
+    generator = open_engine(models.path("synthesis_256"), name="synthesis_256", threads=1)
+    basis = IdentityBasis.load(models.path("identity_basis"))
+    projector = Projector.load(models.path("projector"))
+    engines = ReenactEngines(generator, landmarker, None)  # type: ignore[arg-type]
+    puppet = Puppet(engines, MotionMap(models.path("motion_map")))
+
+    def measure(seed: int) -> float:
+        code = np.random.RandomState(seed).standard_normal(projector.n_code)
+        code *= projector.n_code**0.5 / np.linalg.norm(code)
+        person = puppet.meet(basis.person_at(projector.coordinates(code)))
+        assert person is not None
+        at_rest = np.concatenate([np.zeros(2, np.float32), basis.resting])
+        crop, mesh = puppet.show(person, at_rest, person.own_mesh)
+        assert mesh is not None
+        return face_cover(crop, mesh.points_xyz).excess
+
+    yield measure
+    generator.close()
+    landmarker.close()
+
+
+@pytest.mark.parametrize("seed", COVERED, ids=COVERED.values())
+def test_generated_people_with_something_over_the_face_are_told(
+    excess_of: Callable[[int], float], seed: int
+) -> None:
+    assert excess_of(seed) > 1.2
+
+
+@pytest.mark.parametrize("seed", FREE, ids=FREE.values())
+def test_generated_people_with_free_faces_stay(excess_of: Callable[[int], float], seed: int) -> None:
+    assert excess_of(seed) < 0.8
