@@ -133,16 +133,16 @@ class _Zones:
 
 
 def _share(found: Mask, zone: Mask) -> float:
-    return float(np.count_nonzero(found & zone) / max(np.count_nonzero(zone), 1))
+    return float((found & zone).sum()) / max(float(zone.sum()), 1.0)
 
 
 def _grown(points: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
     centre = points.mean(0)
-    return (points - centre) * factor + centre
+    return np.asarray((points - centre) * factor + centre)
 
 
 def _hull(xy: npt.NDArray[Any], index: npt.NDArray[np.integer[Any]], factor: float) -> npt.NDArray[Any]:
-    return cv2.convexHull(_grown(xy[index], factor).astype(np.float32))[:, 0]
+    return np.asarray(cv2.convexHull(_grown(xy[index], factor).astype(np.float32))[:, 0])
 
 
 def _filled(polygons: list[npt.NDArray[Any]], size_hw: tuple[int, ...] = (_SIDE, _SIDE)) -> Mask:
