@@ -189,11 +189,11 @@ def losses(
     mask = face_mask(b.target_points)
     # Hair and background of a generated person change from frame to frame, and only the face is pasted.
     faces = b.target + (picture - b.target) * mask
+    near, wanted = (close_ups(image, b.target_points) for image in (picture, b.target))
     found = {
         "pixel": c.pixel_weight * ((picture - b.target).abs() * (0.5 + mask)).mean(),
         "perceptual": c.perceptual_weight * judges.lpips(faces, b.target).mean(),
-        "close": c.close_weight
-        * judges.lpips(close_ups(picture, b.target_points), close_ups(b.target, b.target_points)).mean(),
+        "close": c.close_weight * (judges.lpips(near, wanted).mean() + (near - wanted).abs().mean()),
     }
     if with_reading:
         found |= readings(picture, b, judges.measure, c)

@@ -42,6 +42,8 @@ COARSE_POINTS = (
     388, 389, 390, 397, 398, 400, 402, 405, 409, 411, 415, 416, 420, 425, 436, 454, 466, 468, 469, 470, 471,
     472, 473, 474, 475, 476, 477,
 )  # fmt: skip
+# upper and lower lid, outer and inner corner, of the eyes to which landmarks 468 to 472 and 473 to 477 belong
+LIDS = ((159, 145, 33, 133), (386, 374, 263, 362))
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,34 @@ class Spread(nn.Module):
         self.register_buffer("index", torch.tensor(tuple(points)), persistent=False)
         self.vectors = nn.Parameter(0.5 * torch.randn(len(self.index), n))
 
-    def forward(self, source: Tensor, driving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, source: Tensor, driving: Tensor, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """share (N, 478): how much each landmark counts, [0, 1]; None: all alike."""
         s, d = source[:, self.index, :2], driving[:, self.index, :2]
         square = (d * d).sum(2)[:, None] + (self.places * self.places).sum(2)[..., None]
         square = (square - 2 * self.places @ d.transpose(1, 2)).clamp_min(0) + self.width**2
         weight = 1 / (square * square)  # (N, r*r, K)
+        if share is not None:
+            weight = weight * share[:, None, self.index]
         total = weight.sum(2, keepdim=True)
         values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1)], 2)
         spread = (weight @ values / total).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
         # 1 at a landmark, a half at about twice the width from one that stands alone
         near = (total * (2 * self.width) ** 4).transpose(1, 2).reshape(d.shape[0], 1, self.side, self.side)
         return spread[:, :2], spread[:, 2:], near / (near + 1)
+
+
+def iris_share(driving: Tensor) -> Tensor:
+    """(N, 478): 1, but for the irises of an eye that closes: behind a lid they must not hold the picture's iris."""
+    share = driving.new_ones(driving.shape[0], N_POINTS - 10)
+    shares = [share]
+    for upper, lower, outer, inner in LIDS:
+        gap = (driving[:, upper, :2] - driving[:, lower, :2]).square().sum(1).sqrt()
+        width = (driving[:, outer, :2] - driving[:, inner, :2]).square().sum(1).sqrt() + 1e-3
+        openness = ((gap / width - 0.10) / 0.10).clamp(0, 1)
+        shares.append(openness[:, None].expand(-1, 5))
+    return torch.cat(shares, 1)
 
 
 class WarpMotion(nn.Module):
@@ -150,7 +169,8 @@ class WarpMotion(nn.Module):
         nn.init.zeros_(self.rest.bias)
 
     def forward(self, source_points: Tensor, driving_points: Tensor, controls: Tensor) -> Motion:
-        shift, raster, near = self.coarse(source_points, driving_points)
+        share = iris_share(driving_points)
+        shift, raster, near = self.coarse(source_points, driving_points, share)
         places = self.places_64.permute(0, 3, 1, 2).expand(shift.shape[0], -1, -1, -1)
         x = self.down(
             torch.cat([raster, 4 * shift, near, places, (4 * shift).square().sum(1, keepdim=True)], 1)
@@ -160,7 +180,7 @@ class WarpMotion(nn.Module):
         rest = 0.15 * torch.tanh(self.rest(torch.cat([x, deep], 1)))  # 32 px
         rest = F.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
         shift_64 = shift + rest
-        fine_shift, fine_raster, fine_near = self.fine(source_points, driving_points)
+        fine_shift, fine_raster, fine_near = self.fine(source_points, driving_points, share)
         coarse_128 = F.interpolate(shift_64, scale_factor=2.0, mode="bilinear", align_corners=False)
         shift_128 = coarse_128 + fine_near * (fine_shift - coarse_128)
         grid_128 = self.places_128 + shift_128.permute(0, 2, 3, 1)
@@ -205,6 +225,10 @@ class WarpDecode(nn.Module):
             conv(z.shallow + z.details + z.fine + 1, z.shallow), conv(z.shallow, z.shallow)
         )
         self.paint = nn.Sequential(nn.Conv2d(z.shallow, 4 * 4, 3, 1, 1), nn.PixelShuffle(2))  # 256
+        # At first the warped source is the picture; what is painted over it is added, so that it learns from the
+        # first step on, even where nothing of the source is to be replaced yet.
+        nn.init.zeros_(self.paint[0].weight)
+        nn.init.zeros_(self.paint[0].bias)
 
     def forward(
         self, image: Tensor, features: Tensor, details: Tensor, m: Motion, controls: Tensor
@@ -219,8 +243,8 @@ class WarpDecode(nn.Module):
             x = block(x, condition)
         fine = torch.cat([self.up_128(x), warp(details, m.grid_128), m.raster_128], 1)
         painted = self.paint(self.shallow(fine))
-        keep = torch.sigmoid(painted[:, 3:] + 1.0)  # occlusion, [0, 1]: share of the warped source
-        return keep * warp(image, m.grid_256) + (1 - keep) * painted[:, :3]
+        keep = torch.sigmoid(painted[:, 3:] + 3.0)  # occlusion, [0, 1]: share of the warped source
+        return keep * warp(image, m.grid_256) + painted[:, :3]
 
 
 class WarpMobile(nn.Module):

@@ -163,7 +163,7 @@ class Analyser:
         """Finds the faces of the next frame. Raises EngineError when a network fails, StageError before
         `open`."""
         image_rgb = item.image_rgb
-        is_cut = self._cuts.is_cut(image_rgb)
+        is_cut = self._cuts.is_cut(image_rgb, is_suspect=item.is_suspect)
         self._tracker.advance(item.pts_s, is_cut=is_cut)
         self._follow(image_rgb)
         self._since_detection += 1

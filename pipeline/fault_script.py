@@ -50,6 +50,9 @@ _RATES: dict[FaultKind, tuple[float, int, int]] = {
     "key": (1500, 1, 1),
 }
 _MOST_FRAMES_IN_NEW_SCENE = 23  # of missed detections, under 1 s at FPS
+# One after the other such faults may hide a face for so long, 5 s at FPS; the chain loses one after 6 s.
+_MOST_FRAMES_MISSED = 125
+_MISSING: tuple[FaultKind, ...] = ("missed_detections", "missed_everything", "one_face_missed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class _State:
     is_tall: bool = False
     left: dict[FaultKind, int] = field(default_factory=dict)
     since_scene: int = 0
+    missed: int = 0
 
 
 def fault_script(seed: int, n_frames: int, clip_lengths: list[int]) -> Iterator[Shot]:
@@ -94,10 +98,22 @@ def fault_script(seed: int, n_frames: int, clip_lengths: list[int]) -> Iterator[
         begun = _begin(chance, state) if index else set()
         if index:
             _advance(chance, state, begun, clip_lengths)
+        _bound_missing(state, begun)
         faults = frozenset(begun | {kind for kind, left in state.left.items() if left > 0})
         yield Shot(state.clip, state.number, state.pts_s, state.is_tall, faults, frozenset(begun))
         state.left = {kind: left - 1 for kind, left in state.left.items() if left > 1}
         state.since_scene += 1
+
+
+def _bound_missing(state: _State, begun: set[FaultKind]) -> None:
+    """A frame in which faces can be found ends each run of frames in which they cannot."""
+    is_missing = any(kind in begun or state.left.get(kind, 0) > 0 for kind in _MISSING)
+    state.missed = state.missed + 1 if is_missing else 0
+    if state.missed > _MOST_FRAMES_MISSED:
+        state.missed = 0
+        for kind in _MISSING:
+            state.left.pop(kind, None)
+            begun.discard(kind)
 
 
 def _begin(chance: random.Random, state: _State) -> set[FaultKind]:
@@ -135,7 +151,7 @@ def _advance(chance: random.Random, state: _State, begun: set[FaultKind], length
     if is_new or "noise" in begun or "noise" in state.left:
         state.since_scene = 0
     most = max(0, _MOST_FRAMES_IN_NEW_SCENE - state.since_scene)
-    for kind in ("missed_detections", "missed_everything", "one_face_missed"):
+    for kind in _MISSING:
         if kind not in state.left and kind not in begun:
             continue
         is_early = state.since_scene <= _MOST_FRAMES_IN_NEW_SCENE

@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 LIVE_IDENTITY = IdentityOptions(min_looks=5)  # at 0.06 s each: a person is known after a third of a second
 
 # A face that vanishes inside the picture keeps its mosaic for that long, in case it is only missed.
-LIVE_TRACKS = TrackOptions(max_gap_s=3.0, max_followed_s=10.0, max_growth=1.2)
+LIVE_TRACKS = TrackOptions(max_gap_s=6.0, max_followed_s=10.0, max_growth=1.2)
 
 _IN_FLIGHT = 3  # frames: each stage may have one, and none waits between two
 _SLATE_EVERY_S = 0.2

@@ -75,7 +75,8 @@ class SceneGuard:
         last_s, last_shape = self._last or (-np.inf, shape)
         is_new = analysed.is_cut or shape != last_shape or not 0 <= now_s - last_s <= _LONGEST_GAP_S
         self._last = now_s, shape
-        has_changed = self._changes.is_cut(analysed.frame.image_rgb)
+        frame = analysed.frame
+        has_changed = self._changes.is_cut(frame.image_rgb, is_suspect=frame.is_suspect)
         is_seen = any(not face.is_predicted for face in analysed.faces) or any(
             redaction.track_id is not None for redaction in analysed.must_redact
         )

@@ -34,6 +34,8 @@ MAX_CORE_SHARE = 0.45  # of eyes, nose and mouth hidden
 MAX_EYE_SHARE = 0.35  # of one eye
 MIN_AREA = 0.035  # of the face, for one thing in front
 MIN_DEPTH = 0.10  # face widths that it must reach in from the outline
+MOST_SHARE = 0.4  # of the face in front: more is no thing, but a face that is not the one that was learnt
+MAX_LIGHT_GAP, MAX_CHROMA_GAP = 40.0, 8.0  # of the face's medians, 8-bit Lab: beyond, it is another face
 _FLOOR = np.array([8.0, 4.5, 4.5, 7.0], np.float32)  # deviations that say nothing, 8-bit Lab units and edges
 _THRESHOLD = 2.4
 MIN_MOUTH = 0.8  # rim pixels of a part against the square root of its area
@@ -60,13 +62,17 @@ class OccluderModel:
     """Appearance of one track's face, and what disagrees with it."""
 
     def __init__(self) -> None:
+        self._hold_s = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is said to be in front until the face has been watched anew."""
         self._anchors: F32 | None = None  # (N, 2) texture px, from the first mesh
         self._mean = np.zeros((SIDE, SIDE, 4), np.float32)
         self._variance = np.zeros((SIDE, SIDE, 4), np.float32)
         self._front = np.zeros((SIDE, SIDE), np.float32)
         self._seen_s = 0.0
         self._gap = 0.0
-        self._hold_s = 0.0
 
     def update(
         self,
@@ -92,20 +98,38 @@ class OccluderModel:
         seen = _appearance(source_small, to_work)
         face = cv2.remap(mask, to_work, None, cv2.INTER_LINEAR)
         inner = cv2.remap(core, to_work, None, cv2.INTER_LINEAR)
+        is_strange = self._is_another(seen, face > 0.5)
+        if is_strange:
+            self._forget()
+            self._anchors = _texture_anchors(driver_xy)
         is_open = self._watch_mouth(driver_xy, dt_s)
         candidate = np.zeros_like(self._front)
         if self._seen_s > LEARN_S:
             candidate = self._disagreement(seen, face, inner, is_open)
+            if float(candidate.sum()) > MOST_SHARE * float((face > 0.5).sum()):
+                is_strange = True
+                self._forget()
+                self._anchors, candidate = _texture_anchors(driver_xy), np.zeros_like(candidate)
         self._learn(seen, candidate, dt_s)
         rising = self._front + (1 - np.exp(-dt_s / ATTACK_S)) * (candidate - self._front)
         # a thing that has gone must not leave a hole: rise slowly, fall at once
         self._front = np.minimum(rising, candidate).astype(np.float32)
-        self._hold_s = HOLD_S if self._is_too_much(candidate, inner) else max(0.0, self._hold_s - dt_s)
+        self._hold_s = (
+            HOLD_S if is_strange or self._is_too_much(candidate, inner) else max(0.0, self._hold_s - dt_s)
+        )
         if not self._front.any():
             return Occlusion(np.zeros_like(mask), self._hold_s > 0)
         to_texture = _dense(at, self._anchors, region.size_wh)
         in_front = cv2.remap(self._front, to_texture, None, cv2.INTER_LINEAR)
         return Occlusion(np.asarray(np.clip(in_front * 2 - 0.6, 0, 1), np.float32), self._hold_s > 0)
+
+    def _is_another(self, seen: F32, inside: npt.NDArray[np.bool_]) -> bool:
+        """Whether this is another face, or the same in quite another light, as after a cut that nobody saw: what was
+        learnt of the one before would take the driver's skin for a thing in front."""
+        if self._seen_s == 0 or inside.sum() < 50:
+            return False
+        gap = np.median(seen[inside, :3], 0) - np.median(self._mean[inside, :3], 0)
+        return bool(abs(gap[0]) > MAX_LIGHT_GAP or np.hypot(gap[1], gap[2]) > MAX_CHROMA_GAP)
 
     def _watch_mouth(self, driver_xy: npt.NDArray[Any], dt_s: float) -> bool:
         """Whether the mouth is open much wider than usual: teeth and tongue are no thing in front."""
@@ -122,7 +146,7 @@ class OccluderModel:
         difference = seen - self._mean
         if inside.sum() < 50:
             return np.zeros((SIDE, SIDE), np.float32)
-        difference[..., 0] -= np.clip(np.median(difference[..., 0][inside]), -40, 40)
+        difference[..., 0] -= np.clip(np.median(difference[..., 0][inside]), -MAX_LIGHT_GAP, MAX_LIGHT_GAP)
         z = np.sqrt((difference**2 / (self._variance + _FLOOR**2)).sum(-1))
         odd = (cv2.GaussianBlur(z, (0, 0), 0.8) > _THRESHOLD).astype(np.uint8)
         odd = cv2.morphologyEx(odd, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))

@@ -39,9 +39,14 @@ class SceneCutDetector:
         """Forgets all frames; the next one is no cut."""
         self._last: npt.NDArray[np.float32] | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._was_suspect = False
 
-    def is_cut(self, image_rgb: ImageRgb) -> bool:
-        """Takes the next frame, uint8 (H, W, 3); True when it begins another scene."""
+    def is_cut(self, image_rgb: ImageRgb, *, is_suspect: bool = False) -> bool:
+        """Takes the next frame, uint8 (H, W, 3); True when it begins another scene.
+
+        Args:
+            is_suspect: the picture is damaged: how it differs says nothing of how the scene moves.
+        """
         tiny = _thumbnail(image_rgb)
         last, self._last = self._last, tiny
         if last is None:
@@ -53,7 +58,11 @@ class SceneCutDetector:
             and difference > self._min_ratio * usual
             and _overlap(tiny, last) < self._max_overlap
         )
-        self._recent.clear() if is_cut else self._recent.append(difference)
+        if is_cut:
+            self._recent.clear()
+        elif not is_suspect and not self._was_suspect:
+            self._recent.append(difference)
+        self._was_suspect = is_suspect
         return is_cut
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from keyface.configs.evaluation import load_evaluation
 from keyface.engines.open import open_engine
+from keyface.pipeline import fault_script as fault_script_module
 from keyface.pipeline.assemble import make_parts, open_portrait
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import Detection
@@ -23,7 +24,7 @@ from keyface.pipeline.fault_script import FPS, Shot, fault_script
 from keyface.pipeline.fault_stages import CannedReenactor, FaultBoard
 from keyface.pipeline.fault_stand_in import choose_stand_in
 from keyface.pipeline.key import Key
-from keyface.pipeline.live import LIVE_IDENTITY, LiveOptions
+from keyface.pipeline.live import LIVE_IDENTITY, LIVE_TRACKS, LiveOptions
 from keyface.pipeline.measure_faces import Recogniser, Scrfd
 from keyface.pipeline.paste import Paster
 from keyface.pipeline.process_options import ProcessOptions
@@ -71,6 +72,21 @@ def test_bursts_are_long_on_tracked_faces_and_end_in_time_in_a_new_scene() -> No
         longest = max(longest, run)
         assert not was_blind or shot.pts_s - since_s < settle, "a new scene whose faces nobody could find"
     assert longest > 60
+
+
+def test_one_after_the_other_they_never_outlast_the_memory_of_the_chain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    often = {
+        kind: (10.0, 1, 75) if kind in MISSES else rate for kind, rate in fault_script_module._RATES.items()
+    }
+    often |= {kind: (1e9, 1, 1) for kind in (*SCENES, "noise")}
+    monkeypatch.setattr(fault_script_module, "_RATES", often)
+    run, longest = 0, 0
+    for shot in fault_script(5, 3000, [10_000]):
+        run = run + 1 if shot.faults & set(MISSES) else 0
+        longest = max(longest, run)
+    assert 75 < longest <= 125 and longest / FPS < LIVE_TRACKS.max_gap_s
 
 
 # The judge.

@@ -97,6 +97,28 @@ def test_a_cup_stays_in_front_and_nothing_else_is_shown() -> None:
     assert both / shown.sum() > 0.93
 
 
+def _another(seed: int) -> U8:
+    """Another person in other light: darker and warmer, one side in shade, as after a cut that nobody saw."""
+    image = _draw(_points(), light=0.62, seed=seed).astype(np.float32)
+    image *= np.array([1.0, 0.86, 0.62], np.float32)
+    image *= np.linspace(0.55, 1.0, SIZE, dtype=np.float32)[None, :, None]
+    image[:, :, :2] += 12 * (np.arange(SIZE)[:, None, None] > 130)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def test_another_face_after_a_cut_that_nobody_saw_is_not_let_through() -> None:
+    model = _taught()
+    for i in range(40):
+        occlusion, *_ = _look(model, _another(i), _points())
+        assert not occlusion.in_front.any(), i
+    # and what comes in front of the new face is seen again once it has been watched
+    for i in range(12):
+        image, cup = _cup(_another(i), 150)
+        occlusion, region, *_ = _look(model, image, _points())
+    small = cv2.resize(region.cut(cup.astype(np.uint8)), region.size_wh, interpolation=cv2.INTER_AREA)
+    assert occlusion.in_front[small > 0].mean() > 0.3
+
+
 def test_a_thing_that_goes_leaves_no_hole() -> None:
     model, points = _taught(), _points()
     for i in range(10):

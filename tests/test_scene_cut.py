@@ -37,6 +37,22 @@ def test_a_cut_within_motion_is_found() -> None:
     assert cuts([scene(1, 2 * i) for i in range(10)] + [scene(2, 2 * i) for i in range(10)]) == [10]
 
 
+def test_a_cut_after_damaged_pictures_is_found() -> None:
+    """Blocks that jump about are not how the scene moves."""
+    rng, detector = np.random.default_rng(0), SceneCutDetector()
+    frames = [(scene(1), False)] * 8
+    for _ in range(12):
+        torn = scene(1)
+        for y, x in rng.integers(0, (120, 240), (4, 2)):
+            torn[y : y + 60, x : x + 80] = rng.integers(0, 256, 3)
+        frames.append((torn, True))
+    frames += [(scene(1), False)] * 2 + [(scene(2), False)] * 4
+    found = [
+        i for i, (image, is_suspect) in enumerate(frames) if detector.is_cut(image, is_suspect=is_suspect)
+    ]
+    assert 22 in found
+
+
 def test_noise_is_no_cut() -> None:
     rng = np.random.default_rng(0)
     noisy = [
