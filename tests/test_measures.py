@@ -178,7 +178,7 @@ def test_thresholds_come_from_pairs(tmp_path: Path) -> None:
     table = f"[recognisers.net]\n{fitted}[image_recognisers.net]\n{fitted}is_used_in_training = false\n"
     target = tmp_path / "evaluation.toml"
     target.write_text(
-        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n[image_targets]\n"
+        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n[image_targets]\n[reenactor_targets]\n"
     )
     fit_thresholds._write(target, fit_thresholds._provenance("t", 80, {key: [] for key in vectors}) + table)
     config = load_evaluation(target)
