@@ -10,7 +10,7 @@ from pathlib import Path
 
 from keyface.engines.store import ModelStore
 from keyface.pipeline.assemble import make_parts, model_names
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process import process_video
 from keyface.pipeline.process_options import ProcessOptions
 

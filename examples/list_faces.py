@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from keyface.engines.store import ModelStore
-from keyface.pipeline.analyse import Analyser
-from keyface.pipeline.capture import FileSource
 from keyface.pipeline.face import BLENDSHAPE_NAMES
+from keyface.pipeline.faces.analyse import Analyser
+from keyface.pipeline.media.capture import FileSource
 
 SHOWN = ("jawOpen", "eyeBlinkLeft", "mouthSmileLeft")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
-from keyface.pipeline.detect import YuNetDetector
+from keyface.pipeline.faces.detect import YuNetDetector
 from keyface.pipeline.frame import Redaction
-from keyface.pipeline.photo import read_photo, write_photo
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.media.photo import read_photo, write_photo
+from keyface.pipeline.paste.redact import redact_frame
 
 
 def main(source: Path, output: Path) -> None:

@@ -1,7 +1,7 @@
 """Differentiable pose, blendshapes and identity of generated faces: the frozen judges M and R of training.
 
 The mesh and blendshape networks are MediaPipe's, run by `models.tflite`; pose follows MediaPipe's face
-geometry as `pipeline.geometry` does; identity is SFace's and MobileFaceNet's cosine. Images are
+geometry as `pipeline.faces.geometry` does; identity is SFace's and MobileFaceNet's cosine. Images are
 (N, 3, 256, 256) in [-1, 1], FFHQ-aligned.
 """
 
@@ -57,7 +57,7 @@ class FaceMeasure(nn.Module):
     def __init__(
         self, mesh: Path, blendshapes: Path, recognisers: dict[str, Path], canonical: np.ndarray
     ) -> None:
-        """canonical: (K, 5) landmark index, weight, x, y, z: `pipeline.geometry`'s rigid core."""
+        """canonical: (K, 5) landmark index, weight, x, y, z: `pipeline.faces.geometry`'s rigid core."""
         super().__init__()
         self.mesh, self.shapes = TfliteModule(mesh), TfliteModule(blendshapes)
         self.recognisers = nn.ModuleDict({k: OnnxModule(p) for k, p in recognisers.items()})
@@ -119,7 +119,7 @@ class FaceMeasure(nn.Module):
         return torch.cat(found, 1)
 
     def pose(self, points: Tensor) -> Tensor:
-        """(N, 2) yaw, pitch in degrees, as `pipeline.geometry.pose_from_mesh`."""
+        """(N, 2) yaw, pitch in degrees, as `pipeline.faces.geometry.pose_from_mesh`."""
         with torch.no_grad():
             low, high = points[:, :468, :2].amin(1), points[:, :468, :2].amax(1)
             extent = (high - low).amax(1)

@@ -226,7 +226,7 @@ def resting_expression(rows: F32) -> F32:
 def save_identity_basis(
     out: Path, *, embeddings: F32, resting: F32, population: Population, guards: Mapping[str, Guard]
 ) -> None:
-    """Half precision, under the names that `pipeline.virtual.IdentityBasis` reads."""
+    """Half precision, under the names that `pipeline.people.virtual.IdentityBasis` reads."""
     tensors = {
         "mean_embedding": embeddings.mean(0),
         "cohort": embeddings[np.arange(N_COHORT) % len(embeddings)],

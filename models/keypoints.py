@@ -2,7 +2,7 @@
 
     x_k = s R (x_c,k + delta_k(b) - delta_k(b_0)) + t,   delta(b) = (L b + W2 silu(W1 b + b1)) M
 
-as `pipeline.keypoints` runs it in numpy. Learnt from meshes of generated people who make faces
+as `pipeline.reenact.keypoints` runs it in numpy. Learnt from meshes of generated people who make faces
 (`models.warp_pairs`): the shift from a person's source frame to its other frames, without pose. A second term asks
 that MediaPipe's own blendshape network reads the wanted blendshapes off the moved mesh, so that a motion is not
 shrunk to what is likely. No mesh of a real person is looked at.

@@ -39,7 +39,7 @@ class Keys(Protocol):
 
 
 class RandomRotations:
-    """n secret rotations (n, 2, d, d), Haar-distributed; `pipeline.virtual` makes the product's from a key."""
+    """n secret rotations (n, 2, d, d), Haar-distributed; `pipeline.people.virtual` makes the product's from a key."""
 
     def __init__(self, n: int, d: int, generator: torch.Generator) -> None:
         normal = torch.randn(n * 2, d, d, generator=generator)
@@ -55,7 +55,7 @@ class Latents(nn.Module):
 
     Args:
         w_mean: (512,); axes: (A, 512) and deviations: (A,) principal axes of w.
-        guards: normals (K, 512), steps (K, 512), limits (K,), as in `pipeline.virtual.IdentityBasis`.
+        guards: normals (K, 512), steps (K, 512), limits (K,), as in `pipeline.people.virtual.IdentityBasis`.
         mapping: layers (weight (512, 512), bias, gain) of the mapping network, for z.
     """
 

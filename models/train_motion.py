@@ -210,7 +210,7 @@ def train_motion(
 
 
 def save_motion(model: MotionMap, out: Path, guards: tuple[np.ndarray, np.ndarray] | None = None) -> None:
-    """Half precision, under the names that `pipeline.motion` reads.
+    """Half precision, under the names that `pipeline.reenact.motion` reads.
 
     Args:
         guards: normals and steps (K, 512) of linear scores of w, as in the identity basis: what no motion may

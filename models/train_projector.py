@@ -177,7 +177,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def save_projector(projector: Projector, out: Path) -> None:
-    """Half precision, under the names that `pipeline.projector` reads; `fold`, `radius`: one number."""
+    """Half precision, under the names that `pipeline.people.projector` reads; `fold`, `radius`: one number."""
     tensors = {k: v.detach().half().contiguous() for k, v in projector.state_dict().items()}
     for name, value in (("fold", projector.config.fold), ("radius", projector.config.spread)):
         tensors[name] = torch.tensor([value], dtype=torch.float16)

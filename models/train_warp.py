@@ -137,7 +137,7 @@ class Drawer:
 
 
 def unit(points: np.ndarray) -> np.ndarray:
-    """(478, 3) px of a 256 px crop -> [-1, 1]; as `pipeline.keypoints.unit_points`."""
+    """(478, 3) px of a 256 px crop -> [-1, 1]; as `pipeline.reenact.keypoints.unit_points`."""
     half = SIDE_PX / 2
     return np.asarray((points + np.array([0.5, 0.5, 0.0])) / half - np.array([1.0, 1.0, 0.0]), np.float32)
 

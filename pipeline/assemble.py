@@ -11,24 +11,24 @@ from keyface.configs.schema import load_preset
 from keyface.engines.chain_network import open_chain_network
 from keyface.engines.engine import Engine, ForwardingEngine
 from keyface.engines.store import ModelStore
-from keyface.pipeline.analyse import AnalyseOptions, Analyser
-from keyface.pipeline.book import IdentityBook
 from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.detect import DetectOptions, YuNetDetector
-from keyface.pipeline.identity import Identities, IdentityOptions
-from keyface.pipeline.key import Key
-from keyface.pipeline.keypoints import KeypointModel
-from keyface.pipeline.landmarks import LiteRtLandmarker
-from keyface.pipeline.motion import MotionMap
-from keyface.pipeline.paste import Paster
-from keyface.pipeline.portrait import GeneratedPortrait
+from keyface.pipeline.faces.analyse import AnalyseOptions, Analyser
+from keyface.pipeline.faces.detect import DetectOptions, YuNetDetector
+from keyface.pipeline.faces.landmarks import LiteRtLandmarker
+from keyface.pipeline.faces.recognise import Recogniser
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.people.book import IdentityBook
+from keyface.pipeline.people.identity import Identities, IdentityOptions
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.people.projector import Projector
+from keyface.pipeline.people.virtual import IdentityBasis, VirtualIdentities
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.projector import Projector
-from keyface.pipeline.puppet import Actor, Puppet, ReenactEngines, WarpEngines
-from keyface.pipeline.recognise import Recogniser
-from keyface.pipeline.reenact import Reenactor
-from keyface.pipeline.virtual import IdentityBasis, VirtualIdentities
-from keyface.pipeline.warp_puppet import make_actor
+from keyface.pipeline.reenact.keypoints import KeypointModel
+from keyface.pipeline.reenact.motion import MotionMap
+from keyface.pipeline.reenact.puppet import Actor, Puppet, ReenactEngines, WarpEngines
+from keyface.pipeline.reenact.reenactor import Reenactor
+from keyface.pipeline.reenact.warp_puppet import make_actor
+from keyface.pipeline.sample.portrait import GeneratedPortrait
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
 _DATA_MODELS = ("motion_map", "identity_basis", "projector")

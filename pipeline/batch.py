@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keyface.configs.errors import SinkError, SourceError, UsageError
-from keyface.pipeline.capture import VIDEO_SUFFIXES
+from keyface.pipeline.media.capture import VIDEO_SUFFIXES
 
 PHOTO_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP"}
 RESUME_FILE = ".keyface-resume.json"

@@ -48,7 +48,7 @@ class FaceMesh:
     Attributes:
         points_xyz: (478, 3) px of the image given; z in the same scale, smaller is nearer.
         blendshapes: (52,) [0, 1], order of BLENDSHAPE_NAMES.
-        pose_ypr_deg: (3,) yaw, pitch, roll in degrees, from a rigid fit (see pipeline.geometry).
+        pose_ypr_deg: (3,) yaw, pitch, roll in degrees, from a rigid fit (see pipeline.faces.geometry).
         score: presence of a face, [0, 1].
     """
 

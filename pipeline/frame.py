@@ -75,7 +75,7 @@ class Redaction:
 
 
 class _Seal:
-    """Held by pipeline.redact and pipeline.paste only."""
+    """Held by pipeline.paste.redact and pipeline.paste.paster only."""
 
 
 _SEAL = _Seal()
@@ -100,7 +100,7 @@ class SafeFrame:
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
-            raise TypeError("a SafeFrame is built by pipeline.redact and pipeline.paste only")
+            raise TypeError("a SafeFrame is built by pipeline.paste.redact and pipeline.paste.paster only")
         check_image_rgb(self.image_rgb, f"safe frame {self.index}")
         view = self.image_rgb.view()
         view.flags.writeable = False
@@ -114,7 +114,7 @@ def seal(
     redactions: tuple[Redaction, ...] = (),
     replaced: tuple[int, ...] = (),
 ) -> SafeFrame:
-    """Declares `image_rgb` safe for sinks. To be imported by pipeline.redact and pipeline.paste only
+    """Declares `image_rgb` safe for sinks. To be imported by pipeline.paste.redact and pipeline.paste.paster only
     (a test scans the sources for others)."""
     if image_rgb.shape != frame.image_rgb.shape:
         raise ValueError(f"safe frame {frame.index}: got {image_rgb.shape}, want {frame.image_rgb.shape}")

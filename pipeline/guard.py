@@ -13,9 +13,9 @@ import numpy as np
 
 from keyface.configs.errors import StageError
 from keyface.pipeline.face import F32, AnalysedFrame, Face, ReenactedFrame, VirtualFace
+from keyface.pipeline.faces.geometry import enlarge_box
 from keyface.pipeline.frame import Frame, ImageRgb, Redaction, RedactionReason, SafeFrame
-from keyface.pipeline.geometry import enlarge_box
-from keyface.pipeline.redact import redact_frame, redact_whole
+from keyface.pipeline.paste.redact import redact_frame, redact_whole
 
 # On top of the mosaic's own enlargement: a box that comes from before a failure may be a little off.
 _ENLARGE = 1.2

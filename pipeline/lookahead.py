@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from keyface.pipeline.face import F32, AnalysedFrame, Face
+from keyface.pipeline.faces.geometry import enlarge_box
 from keyface.pipeline.frame import Redaction
-from keyface.pipeline.geometry import enlarge_box
 
 # Boxes of the first frames of a track that give its speed.
 _FIT_FRAMES = 6

@@ -24,19 +24,19 @@ from keyface.pipeline.assemble import (
     network_opener,
     open_reenact_engines,
 )
-from keyface.pipeline.book import IdentityBook
 from keyface.pipeline.chain import make_plans
 from keyface.pipeline.choose import FacesChoice
-from keyface.pipeline.contact_sheet import contact_sheet
 from keyface.pipeline.face import BLENDSHAPE_NAMES, F32, AnalysedFrame, Face, ReenactedFrame
 from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason, SafeFrame
-from keyface.pipeline.identity import Identities
 from keyface.pipeline.inline import InlineChain
-from keyface.pipeline.key import Key
-from keyface.pipeline.motion import POSE_SCALE_DEG
+from keyface.pipeline.media.contact_sheet import contact_sheet
+from keyface.pipeline.people.book import IdentityBook
+from keyface.pipeline.people.identity import Identities
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.people.virtual import IdentityBasis
 from keyface.pipeline.process_options import ProcessOptions
+from keyface.pipeline.reenact.motion import POSE_SCALE_DEG
 from keyface.pipeline.stage import Stage
-from keyface.pipeline.virtual import IdentityBasis
 
 _TURN_DEG = 25.0
 _SMILE = {"mouthSmileLeft": 0.75, "mouthSmileRight": 0.75, "cheekSquintLeft": 0.3, "cheekSquintRight": 0.3}

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from keyface.configs.errors import SourceError, StageError
-from keyface.pipeline.capture import FileSource, SourceInfo
 from keyface.pipeline.chain import ChainParts, make_plans
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.inline import InlineChain
-from keyface.pipeline.photo import read_photo, write_photo
+from keyface.pipeline.media.capture import FileSource, SourceInfo
+from keyface.pipeline.media.photo import read_photo, write_photo
+from keyface.pipeline.media.sink import ComparisonWriter, Mp4Sink
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.runner import Runner, RunReport
-from keyface.pipeline.sink import ComparisonWriter, Mp4Sink
 from keyface.pipeline.stage import StagePlan
 from keyface.pipeline.summary import Summary, Tally
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from keyface.configs.schema import ReenactorName
-from keyface.pipeline.book import ClipReport
 from keyface.pipeline.frame import SafeFrame
+from keyface.pipeline.people.book import ClipReport
 from keyface.pipeline.stage_times import StageTimes
 
 

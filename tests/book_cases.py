@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keyface.pipeline.book_file import Entry
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.book_file import Entry
+from keyface.pipeline.people.key import Key
 
 SECRET = bytes(range(32))
 # 64 unit vectors that are unlike everybody in these tests, with a deviation of about 0.09.

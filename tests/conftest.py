@@ -144,9 +144,9 @@ def _write_tone(container: object, stream: object, duration_s: float) -> None:
 @pytest.fixture
 def mesh_at() -> Callable[..., object]:
     """Makes an upright `FaceMesh` that fills a detector's box: `mesh_at((x0, y0, x1, y1), score=0.99)`."""
-    from keyface.pipeline.canonical_face import CANONICAL_XYZ
     from keyface.pipeline.face import FaceMesh
-    from keyface.pipeline.geometry import box_from_mesh, pose_from_mesh
+    from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+    from keyface.pipeline.faces.geometry import box_from_mesh, pose_from_mesh
 
     def make(box_xyxy: npt.ArrayLike, *, score: float = 0.99) -> FaceMesh:
         box = np.asarray(box_xyxy, np.float32)

@@ -14,7 +14,7 @@ from PIL import Image
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.paste.redact import redact_frame
 
 MakeClip = Callable[..., Path]
 BOX = (20.0, 10.0, 52.0, 42.0)

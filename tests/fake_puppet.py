@@ -11,12 +11,12 @@ import numpy as np
 from keyface.configs.errors import BookError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
-from keyface.pipeline.book import Pin
 from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMesh, ReenactedFrame
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.keypoints import KeypointModel
-from keyface.pipeline.puppet import ReenactEngines
-from keyface.pipeline.reenact import ReenactOptions, Reenactor
+from keyface.pipeline.people.book import Pin
+from keyface.pipeline.reenact.keypoints import KeypointModel
+from keyface.pipeline.reenact.puppet import ReenactEngines
+from keyface.pipeline.reenact.reenactor import ReenactOptions, Reenactor
 
 SIDE = 64
 REST = np.full(52, 0.1, np.float32)

@@ -11,8 +11,8 @@ from fake_puppet import SIDE, World
 
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
-from keyface.pipeline.keypoints import N_BLENDSHAPES, N_HIDDEN, N_MODES, N_POINTS, KeypointModel
-from keyface.pipeline.puppet import ReenactEngines, WarpEngines
+from keyface.pipeline.reenact.keypoints import N_BLENDSHAPES, N_HIDDEN, N_MODES, N_POINTS, KeypointModel
+from keyface.pipeline.reenact.puppet import ReenactEngines, WarpEngines
 
 SHAPES = {
     "linear.weight": (N_MODES, N_BLENDSHAPES), "fc1.weight": (N_HIDDEN, N_BLENDSHAPES), "fc1.bias": (N_HIDDEN,),

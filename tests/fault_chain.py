@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from keyface.pipeline import paste as paste_module
-from keyface.pipeline.capture import SourceInfo
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Frame, Redaction, SafeFrame
-from keyface.pipeline.paste import Paster
+from keyface.pipeline.media.capture import SourceInfo
+from keyface.pipeline.paste import paster as paste_module
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.paste.redact import redact_frame
 from keyface.pipeline.process import run_to_sink
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.redact import redact_frame
 
 Image = npt.NDArray[np.uint8]
 WIDTH, HEIGHT, FACE_PX, FPS, N_FRAMES = 256, 192, 64, 25, 40

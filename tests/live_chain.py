@@ -23,10 +23,10 @@ from fault_chain import (
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Face
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live import LiveReport
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_sink import NullSink
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.run import LiveReport
+from keyface.pipeline.live.sink import NullSink
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
 QUICK = LiveSourceOptions(open_timeout_s=2.0, silence_s=0.5, first_pause_s=0.05, longest_pause_s=0.2)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from keyface.configs.errors import SourceError
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
 QUICK = LiveSourceOptions(open_timeout_s=1.0, silence_s=0.5, first_pause_s=0.05, longest_pause_s=0.2)
 SECRETS = ("hidden-user", "hidden-password", "hidden-path", "hidden-token")

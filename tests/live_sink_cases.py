@@ -18,11 +18,11 @@ import numpy as np
 from rtsp_server import numbered
 
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece
-from keyface.pipeline.live_sink import LiveSink, SoundSink
-from keyface.pipeline.live_sink_address import parse_push
-from keyface.pipeline.live_sink_push import PushSink
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.audio import AUDIO_RATE_HZ, AudioPiece
+from keyface.pipeline.live.sink import LiveSink, SoundSink
+from keyface.pipeline.live.sink_address import parse_push
+from keyface.pipeline.live.sink_push import PushSink
+from keyface.pipeline.paste.redact import redact_frame
 
 SIZE_WH = (96, 64)
 PUSH_SIZE_WH = (160, 120)

@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live import LiveReport
-from keyface.pipeline.live_board import LiveBoard
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_fanout import SinkReport
-from keyface.pipeline.live_page import LivePage, PageOptions
-from keyface.pipeline.live_source import pattern_at
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.board import LiveBoard
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.fanout import SinkReport
+from keyface.pipeline.live.page import LivePage, PageOptions
+from keyface.pipeline.live.run import LiveReport
+from keyface.pipeline.live.source import pattern_at
+from keyface.pipeline.paste.redact import redact_frame
 from keyface.pipeline.stage_times import StageTimes
 
 TOKEN = "hidden-token-0123456789"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keyface.pipeline.face import AnalysedFrame, Face, FaceMesh, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Frame, Redaction
-from keyface.pipeline.place import (
+from keyface.pipeline.paste.place import (
     LEFT_BROW,
     LEFT_EYE,
     LIPS,

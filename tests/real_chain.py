@@ -12,18 +12,18 @@ import numpy as np
 
 from keyface.pipeline.assemble import make_parts, network_opener, open_portrait
 from keyface.pipeline.chain import make_plans
-from keyface.pipeline.detect import YuNetDetector
 from keyface.pipeline.face import AnalysedFrame, FaceMesh, ReenactedFrame
+from keyface.pipeline.faces.detect import YuNetDetector
+from keyface.pipeline.faces.geometry import points_5_from_mesh
+from keyface.pipeline.faces.landmarks import LiteRtLandmarker
+from keyface.pipeline.faces.recognise import Recogniser
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.geometry import points_5_from_mesh
-from keyface.pipeline.key import Key
-from keyface.pipeline.landmarks import LiteRtLandmarker
-from keyface.pipeline.performance import Performance
-from keyface.pipeline.portrait import GeneratedPortrait
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.recognise import Recogniser
 from keyface.pipeline.runner import Runner
-from keyface.pipeline.sample_clip import FPS, sample_frames
+from keyface.pipeline.sample.clip import FPS, sample_frames
+from keyface.pipeline.sample.performance import Performance
+from keyface.pipeline.sample.portrait import GeneratedPortrait
 from keyface.pipeline.stage import StagePlan
 
 FAST = ProcessOptions(threads=1)

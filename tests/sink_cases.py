@@ -9,9 +9,9 @@ from typing import Any
 import av
 from odd_media import write_video
 
-from keyface.pipeline.capture import FileSource, SourceInfo
 from keyface.pipeline.frame import Frame, SafeFrame, seal
-from keyface.pipeline.sink import Mp4Sink
+from keyface.pipeline.media.capture import FileSource, SourceInfo
+from keyface.pipeline.media.sink import Mp4Sink
 
 
 def safe(frame: Frame) -> SafeFrame:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keyface.pipeline.align import ARCFACE_112, align_arcface, align_ffhq, cut_out
-from keyface.pipeline.geometry import apply_affine, ffhq_quad, invert_affine
+from keyface.pipeline.faces.align import ARCFACE_112, align_arcface, align_ffhq, cut_out
+from keyface.pipeline.faces.geometry import apply_affine, ffhq_quad, invert_affine
 
 POINTS_5 = np.array([[100, 100], [160, 104], [130, 130], [105, 170], [155, 168]], np.float32)
 

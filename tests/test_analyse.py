@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from keyface.configs.errors import EngineError, StageError, UsageError
-from keyface.pipeline.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.face import F32, AnalysedFrame, Detection, FaceMesh
+from keyface.pipeline.faces.analyse import AnalyseOptions, Analyser
+from keyface.pipeline.faces.geometry import iou_matrix, points_5_from_mesh
+from keyface.pipeline.faces.track import TrackOptions
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.geometry import iou_matrix, points_5_from_mesh
-from keyface.pipeline.track import TrackOptions
 
 MeshAt = Callable[..., FaceMesh]
 Array = npt.NDArray[Any]

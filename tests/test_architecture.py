@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,15 +113,17 @@ def test_only_tools_print_or_exit() -> None:
 
 def test_only_capture_and_sink_files_open_media() -> None:
     openers = {"av.open", "cv2.VideoCapture", "cv2.VideoWriter", "pyvirtualcam.Camera", "sounddevice.Stream"}
-    # measure_media reads finished files with code of its own: a fault of capture must not hide itself.
-    allowed = re.compile(r"pipeline/(capture|sink|live_source|live_sink|measure_media)\w*\.py")
+    # measure/reference reads finished files with code of its own: a fault of capture must not hide itself.
+    allowed = re.compile(
+        r"pipeline/(media/(open|encode)|live/(source|sink)\w*|measure/(reference|bench_clip))\.py"
+    )
     files = [file for file in room_files() if not allowed.fullmatch(name_of(file))]
     assert findings(files, lambda node: isinstance(node, ast.Call) and dotted(node.func) in openers) == []
 
 
 def test_threads_live_in_the_runner_and_the_page_server_only() -> None:
     makers = {"threading.Thread", "threading.Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "Thread"}
-    allowed = {"pipeline/runner.py", "pipeline/runner_call.py", "pipeline/live_page_server.py"}
+    allowed = {"pipeline/runner.py", "pipeline/runner_call.py", "pipeline/live/page_server.py"}
     files = [file for file in room_files() if name_of(file) not in allowed]
 
     def starts_thread(node: ast.AST) -> bool:
@@ -134,7 +137,7 @@ def test_threads_live_in_the_runner_and_the_page_server_only() -> None:
 
 
 def test_only_redact_and_paste_can_seal_a_frame() -> None:
-    allowed = {"pipeline/frame.py", "pipeline/redact.py", "pipeline/paste.py"}
+    allowed = {"pipeline/frame.py", "pipeline/paste/redact.py", "pipeline/paste/paster.py"}
     files = [file for file in room_files() if name_of(file) not in allowed]
     secret = {"seal", "_seal", "_SEAL", "_Seal"}
 
@@ -260,6 +263,13 @@ def test_no_large_file_is_tracked() -> None:
 
 
 def test_python_packages_hold_no_stray_folders() -> None:
-    """setuptools is told the packages one by one: a nested one would be missing from the wheel, silently."""
-    nested = [name_of(file) for room in ROOMS for file in (ROOT / room).rglob("*/*.py")]
-    assert nested == []
+    """setuptools is told the packages one by one: one that is not listed would be missing, silently."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    folders = {name_of(file.parent).replace("/", ".") for file in room_files()}
+    assert {f"keyface.{folder}" for folder in folders} == listed
+    assert [
+        name
+        for name in listed
+        if not (ROOT / name.removeprefix("keyface.").replace(".", "/") / "__init__.py").exists()
+    ] == []

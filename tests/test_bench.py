@@ -29,8 +29,8 @@ from keyface.engines.benchmark import (
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.engines.machine import describe_machine, package_versions, usable_cores
-from keyface.pipeline.capture import FileSource
-from keyface.pipeline.sink_bench import write_bench_clip
+from keyface.pipeline.measure.bench_clip import write_bench_clip
+from keyface.pipeline.media.capture import FileSource
 from keyface.tools import bench_chain, bench_command
 
 STAGE = {"count": 10, "p50_ms": 5.0, "p95_ms": 8, "p99_ms": 9.5, "total_s": 0.05}
@@ -201,8 +201,8 @@ def test_bad_clips_are_refused(make_clip: Any, tmp_path: Path) -> None:
 
 def test_nothing_of_the_chain_can_write_raw_bench_clips() -> None:
     rooms = Path(bench_command.__file__).parent.parent
-    users = [p.name for room in ("pipeline", "engines", "tools") for p in (rooms / room).glob("*.py")
-             if "sink_bench" in p.read_text("utf-8") and p.name != "sink_bench.py"]  # fmt: skip
+    users = [p.name for room in ("pipeline", "engines", "tools") for p in (rooms / room).rglob("*.py")
+             if "bench_clip" in p.read_text("utf-8") and p.name != "bench_clip.py"]  # fmt: skip
     assert sorted(users) == ["bench_command.py", "bench_stream.py"]
 
 

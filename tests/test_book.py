@@ -9,8 +9,8 @@ import pytest
 from book_cases import COHORT, alike, entry, face_w, key, same, somebody, unit
 
 from keyface.configs.errors import BookError
-from keyface.pipeline.book import BookOptions, IdentityBook, Pin, find_match, merged
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.book import BookOptions, IdentityBook, Pin, find_match, merged
+from keyface.pipeline.people.key import Key
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from book_cases import COHORT, alike, face_w, key, somebody
 from fake_puppet import Basis, People, Script, World
 
 from keyface.configs.errors import BookError
-from keyface.pipeline.book import IdentityBook, Pin
 from keyface.pipeline.face import AnalysedFrame, Face
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.identity import Identities, IdentityOptions
-from keyface.pipeline.reenact import Reenactor
+from keyface.pipeline.people.book import IdentityBook, Pin
+from keyface.pipeline.people.identity import Identities, IdentityOptions
+from keyface.pipeline.reenact.reenactor import Reenactor
 
 MakeMesh = Callable[..., Any]
 PIN = Pin(5, face_w(1))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from book_cases import SECRET, entry, same
 
-from keyface.pipeline.book_file import PURPOSE, BookFile, open_book, seal_book
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.book_file import PURPOSE, BookFile, open_book, seal_book
+from keyface.pipeline.people.key import Key
 from keyface.tools.main import main
 
 PEOPLE = [entry(1, day="2026-01-10"), entry(2, day="2026-02-10", clips=4), entry(3, day="2026-03-10")]

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyface.configs.errors import BookError, KeyFileError
-from keyface.pipeline import book_file
-from keyface.pipeline.book_file import (
+from keyface.pipeline.people import book_file
+from keyface.pipeline.people.book_file import (
     BookFile,
     entry_from_json,
     entry_to_json,
@@ -214,7 +214,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from book_cases import SECRET, entry
-from keyface.pipeline import book_file
+from keyface.pipeline.people import book_file
 book = book_file.BookFile(Path(sys.argv[1]), SECRET)
 """
 

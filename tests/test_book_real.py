@@ -10,11 +10,11 @@ import pytest
 from book_cases import key
 
 from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
-from keyface.pipeline.book import IdentityBook
 from keyface.pipeline.chain import make_plans
-from keyface.pipeline.identity import Identities
 from keyface.pipeline.inline import InlineChain
-from keyface.pipeline.photo import read_photo
+from keyface.pipeline.media.photo import read_photo
+from keyface.pipeline.people.book import IdentityBook
+from keyface.pipeline.people.identity import Identities
 from keyface.pipeline.process_options import ProcessOptions
 
 pytestmark = pytest.mark.timeout(200)

@@ -22,10 +22,10 @@ from odd_media import (
 )
 
 from keyface.configs.errors import SourceError, UsageError
-from keyface.pipeline.capture import FileSource
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.rotation import apply_turn, turn_of_display_matrix, turn_of_exif
-from keyface.pipeline.yuv import av_from_rgb, rgb_from_av
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.media.rotation import apply_turn, turn_of_display_matrix, turn_of_exif
+from keyface.pipeline.media.yuv import av_from_rgb, rgb_from_av
 
 U8 = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from odd_media import write_video
 
-from keyface.pipeline.capture import FileSource
+from keyface.pipeline.media.capture import FileSource
 
 
 def test_a_closed_file_leaves_no_decoder_behind(tmp_path: Path) -> None:

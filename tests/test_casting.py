@@ -9,10 +9,10 @@ import pytest
 from fake_puppet import MakeMesh, World, item, make_face, open_reenactor, reasons
 from fake_warp import WarpWorld
 
-from keyface.pipeline.book import Pin
 from keyface.pipeline.face import Face
-from keyface.pipeline.face_cover import FaceCover
-from keyface.pipeline.reenact import Pace, Reenactor
+from keyface.pipeline.people.book import Pin
+from keyface.pipeline.reenact.face_cover import FaceCover
+from keyface.pipeline.reenact.reenactor import Pace, Reenactor
 
 Covers = Callable[..., list[int]]
 
@@ -41,7 +41,7 @@ def covers(world: World, monkeypatch: pytest.MonkeyPatch) -> Covers:
             values = dict(enumerate(excess))
             return FaceCover(face=0.175 * values.get(looked[-1], 0.0))
 
-        monkeypatch.setattr("keyface.pipeline.casting.face_cover", measure)
+        monkeypatch.setattr("keyface.pipeline.reenact.casting.face_cover", measure)
         return looked
 
     return set_up
@@ -146,7 +146,7 @@ def test_warped_people_are_judged_by_what_they_are_made_from(
         seen.append((image_rgb, points_xyz))
         return FaceCover()
 
-    monkeypatch.setattr("keyface.pipeline.casting.face_cover", measure)
+    monkeypatch.setattr("keyface.pipeline.reenact.casting.face_cover", measure)
     reenactor.process(item(face))
     actor = reenactor._puppet
     assert actor is not None and len(seen) == 1

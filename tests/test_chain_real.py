@@ -25,10 +25,10 @@ from real_chain import (
 )
 
 from keyface.engines.open import open_engine
-from keyface.pipeline.capture import FileSource
 from keyface.pipeline.face import BLENDSHAPE_NAMES
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.key import Key
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import ProcessOptions
 
 pytestmark = pytest.mark.timeout(280)
@@ -161,7 +161,7 @@ def test_the_default_preset_shows_the_same_person_as_the_exact_one(
 ) -> None:
     """Which candidate is taken may hang on the precision when the driver is generated himself and like all of them;
     what is shown of a candidate may not."""
-    monkeypatch.setattr("keyface.pipeline.casting.Casting.alike", lambda *_: 0.0)
+    monkeypatch.setattr("keyface.pipeline.reenact.casting.Casting.alike", lambda *_: 0.0)
     fast, exact = (np.stack(play(models, clip[:8], Key(KEY), options).images) for options in (FAST, EXACT))
     difference = np.abs(exact.astype(int) - fast)
     assert difference.mean() < 0.5 and np.percentile(difference, 99.9) < 12 and difference.max() < 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from keyface.pipeline.colour import fit_light
-from keyface.pipeline.sharpness import add_grain, grain_of, match_texture
+from keyface.pipeline.paste.colour import fit_light
+from keyface.pipeline.paste.sharpness import add_grain, grain_of, match_texture
 
 
 def test_light_is_found_and_cannot_carry_features() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keyface.pipeline.contact_sheet import contact_sheet, evenly
+from keyface.pipeline.media.contact_sheet import contact_sheet, evenly
 
 
 def flat(colour: tuple[int, int, int], size_wh: tuple[int, int] = (40, 30)) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keyface.pipeline.capture import FileSource
-from keyface.pipeline.contact_sheet import write_picture
-from keyface.pipeline.performance import Performance
-from keyface.pipeline.photo import read_photo
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.media.contact_sheet import write_picture
+from keyface.pipeline.media.photo import read_photo
+from keyface.pipeline.sample.performance import Performance
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 3.0

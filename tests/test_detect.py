@@ -16,8 +16,8 @@ from keyface.configs.errors import EngineError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.engines.open import open_engine
-from keyface.pipeline.detect import DetectOptions, YuNetDetector
-from keyface.pipeline.geometry import iou_matrix
+from keyface.pipeline.faces.detect import DetectOptions, YuNetDetector
+from keyface.pipeline.faces.geometry import iou_matrix
 
 Array = npt.NDArray[Any]
 SIZES = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}

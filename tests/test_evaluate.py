@@ -19,12 +19,12 @@ from keyface.configs.errors import SourceError, UsageError
 from keyface.configs.evaluation import Target, load_evaluation
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
-from keyface.pipeline.capture_reference import ClipReader
-from keyface.pipeline.evaluation import SCHEMA, Evaluation, evaluate, to_json
 from keyface.pipeline.face import BLENDSHAPE_NAMES, F32, Detection, FaceMesh
-from keyface.pipeline.measure_faces import ARCFACE_POINTS_5, Recogniser
-from keyface.pipeline.measure_media import compare_media
-from keyface.pipeline.measure_video import Eyes, measure_video
+from keyface.pipeline.measure.evaluation import SCHEMA, Evaluation, evaluate, to_json
+from keyface.pipeline.measure.eyes import ARCFACE_POINTS_5, Recogniser
+from keyface.pipeline.measure.media import compare_media
+from keyface.pipeline.measure.reference import ClipReader
+from keyface.pipeline.measure.video import Eyes, measure_video
 from keyface.tools import evaluate_command
 
 Image = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from generated_people import write_people
 
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 from keyface.tools.main import main
 
 

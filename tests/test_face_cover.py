@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from keyface.engines.open import open_engine
-from keyface.pipeline.canonical_face import CANONICAL_XYZ
-from keyface.pipeline.face_cover import FaceCover, covered_share, face_cover
-from keyface.pipeline.motion import MotionMap
-from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, OVAL, RIGHT_BROW, RIGHT_EYE
-from keyface.pipeline.projector import Projector
-from keyface.pipeline.puppet import Puppet, ReenactEngines
-from keyface.pipeline.virtual import IdentityBasis
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+from keyface.pipeline.paste.place import LEFT_BROW, LEFT_EYE, LIPS, OVAL, RIGHT_BROW, RIGHT_EYE
+from keyface.pipeline.people.projector import Projector
+from keyface.pipeline.people.virtual import IdentityBasis
+from keyface.pipeline.reenact.face_cover import FaceCover, covered_share, face_cover
+from keyface.pipeline.reenact.motion import MotionMap
+from keyface.pipeline.reenact.puppet import Puppet, ReenactEngines
 
 XY = np.vstack([CANONICAL_XYZ, CANONICAL_XYZ[:10]])[:, :2] * [9, -9] + [128, 120]
 SKINS = {"light": (230, 190, 165), "brown": (150, 105, 80), "dark": (75, 50, 40)}
@@ -146,7 +146,7 @@ FREE = {
 @pytest.fixture(scope="module")
 def excess_of(models: Any) -> Iterator[Callable[[int], float]]:
     """How covered the person of a code is at rest from the front."""
-    from keyface.pipeline.landmarks import LiteRtLandmarker
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 
     networks = (open_engine(models.path(n), name=n, threads=1) for n in ("face_mesh", "face_blendshapes"))
     landmarker = LiteRtLandmarker(*networks)

@@ -26,11 +26,11 @@ from fault_chain import (
 
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
-from keyface.pipeline import paste as paste_module
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Redaction, SafeFrame
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.paste import paster as paste_module
+from keyface.pipeline.paste.redact import redact_frame
 
 pytestmark = pytest.mark.timeout(60)
 

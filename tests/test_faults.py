@@ -39,8 +39,8 @@ from keyface.configs.errors import EngineError, KeyfaceError, SinkError, SourceE
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
 from keyface.pipeline.frame import Frame, Redaction, SafeFrame
-from keyface.pipeline.redact import redact_frame
-from keyface.pipeline.sink import Mp4Sink
+from keyface.pipeline.media.sink import Mp4Sink
+from keyface.pipeline.paste.redact import redact_frame
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -327,11 +327,11 @@ def test_only_paste_and_redact_hold_the_seal() -> None:
             code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
             code = re.sub(r'"""[\s\S]*?"""', "", code)
             if names.search(code) or re.search(r"\bSafeFrame\(", code):
-                holders.add(f"{room}/{path.name}")
-    assert holders == {"pipeline/frame.py", "pipeline/paste.py", "pipeline/redact.py"}
+                holders.add(path.relative_to(root).as_posix())
+    assert holders == {"pipeline/frame.py", "pipeline/paste/paster.py", "pipeline/paste/redact.py"}
 
 
 def test_a_safe_frame_cannot_be_made_without_the_seal() -> None:
     frame = raw_frame(0)
-    with pytest.raises(TypeError, match="paste only"):
+    with pytest.raises(TypeError, match="paster only"):
         SafeFrame(frame.image_rgb, 0, 0.0, None, None, (), (), object())  # type: ignore[arg-type]

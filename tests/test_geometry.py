@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyface.pipeline.canonical_face import CANONICAL_XYZ, RIGID_INDEX, RIGID_WEIGHT
-from keyface.pipeline.geometry import (
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ, RIGID_INDEX, RIGID_WEIGHT
+from keyface.pipeline.faces.geometry import (
     apply_affine,
     box_from_mesh,
     box_from_points,

@@ -17,9 +17,9 @@ from keyface.configs.errors import EngineError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.pipeline.face import Face
+from keyface.pipeline.faces.recognise import Recogniser
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.identity import Identities, IdentityOptions
-from keyface.pipeline.recognise import Recogniser
+from keyface.pipeline.people.identity import Identities, IdentityOptions
 
 MakeMesh = Callable[..., Any]
 OPTIONS = IdentityOptions(interval_s=0.0)

@@ -19,7 +19,7 @@ from keyface.engines.inception import build_inception
 from keyface.engines.open import open_engine
 from keyface.engines.tensorflow_graph import read_graph
 from keyface.pipeline.face import Detection
-from keyface.pipeline.photo_judges import FaceNetJudge, facenet_crop
+from keyface.pipeline.measure.photo_judges import FaceNetJudge, facenet_crop
 
 POINTS = np.zeros((5, 2), np.float32)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyface.configs.errors import KeyFileError
-from keyface.pipeline.key import Key, is_locked
+from keyface.pipeline.people.key import Key, is_locked
 
 SECRET = bytes(range(32))
 

@@ -10,11 +10,11 @@ import pytest
 
 from keyface.configs.errors import KeyFileError
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.key import Key
-from keyface.pipeline.key_ring import KeyRing
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_keys import KEYS, LiveKeys, keys_text
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.keys import KEYS, LiveKeys, keys_text
+from keyface.pipeline.paste.redact import redact_frame
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.people.key_ring import KeyRing
 
 
 def no_passphrase(file: Path) -> str:
@@ -131,8 +131,8 @@ def test_a_key_that_cannot_be_had_is_shown_until_the_next_press(tmp_path: Path) 
 
 
 def test_the_window_passes_keys_on_and_shows_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    from keyface.pipeline import live_sink_window
-    from keyface.pipeline.live_sink_window import WindowSink
+    from keyface.pipeline.live import sink_window
+    from keyface.pipeline.live.sink_window import WindowSink
 
     shown: list[np.ndarray] = []
     pressed = iter([ord("m"), ord("h"), 255, ord("q")])
@@ -143,7 +143,7 @@ def test_the_window_passes_keys_on_and_shows_the_list(monkeypatch: pytest.Monkey
     }  # fmt: skip
     monkeypatch.setenv("DISPLAY", ":0")
     for name, call in stand_ins.items():
-        monkeypatch.setattr(live_sink_window.cv2, name, call)
+        monkeypatch.setattr(sink_window.cv2, name, call)
     controls = LiveControls()
     window = WindowSink()
     window.keys = LiveKeys(controls)

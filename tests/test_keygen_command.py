@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keyface.configs.errors import KeyFileError, UsageError
-from keyface.pipeline.key import Key, is_locked
+from keyface.pipeline.people.key import Key, is_locked
 from keyface.tools import keygen_command
 from keyface.tools.main import COMMANDS, main
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyface.configs.errors import ModelStoreError
-from keyface.pipeline.canonical_face import CANONICAL_XYZ
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
-from keyface.pipeline.geometry import pose_from_mesh, rotation_from_ypr
-from keyface.pipeline.keypoints import (
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+from keyface.pipeline.faces.geometry import pose_from_mesh, rotation_from_ypr
+from keyface.pipeline.reenact.keypoints import (
     N_HIDDEN,
     N_MODES,
     N_POINTS,

@@ -17,9 +17,9 @@ from keyface.configs.errors import EngineError
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.engines.open import open_engine
-from keyface.pipeline.canonical_face import CANONICAL_XYZ
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
-from keyface.pipeline.geometry import (
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+from keyface.pipeline.faces.geometry import (
     apply_affine,
     box_from_mesh,
     euler_ypr_deg,
@@ -27,7 +27,7 @@ from keyface.pipeline.geometry import (
     points_5_from_mesh,
     pose_from_mesh,
 )
-from keyface.pipeline.landmarks import (
+from keyface.pipeline.faces.landmarks import (
     BLENDSHAPE_INPUT_INDEX,
     LiteRtLandmarker,
     Roi,
@@ -35,13 +35,13 @@ from keyface.pipeline.landmarks import (
     roi_from_box,
     roi_from_points,
 )
-from keyface.pipeline.landmarks_face_alignment import (
+from keyface.pipeline.faces.landmarks_face_alignment import (
     MESH_INDEX_OF_68,
     FaceAlignmentLandmarker,
     mesh_from_68,
 )
-from keyface.pipeline.landmarks_mediapipe import MediaPipeLandmarker
-from keyface.pipeline.plausible import is_plausible
+from keyface.pipeline.faces.landmarks_mediapipe import MediaPipeLandmarker
+from keyface.pipeline.faces.plausible import is_plausible
 
 Array = npt.NDArray[Any]
 MeshAt = Callable[..., FaceMesh]

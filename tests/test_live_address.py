@@ -8,7 +8,7 @@ import pytest
 from live_reading import SECRETS
 
 from keyface.configs.errors import UsageError
-from keyface.pipeline.live_address import parse_source, read_source
+from keyface.pipeline.live.address import parse_source, read_source
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from live_reading import Reading
 
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece, AudioTap
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
-from keyface.pipeline.live_source_sound import SoundFeed
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.audio import AUDIO_RATE_HZ, AudioPiece, AudioTap
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
+from keyface.pipeline.live.source_sound import SoundFeed
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,10 +15,10 @@ import av.device
 import pytest
 
 from keyface.configs.errors import SourceError, UsageError
-from keyface.pipeline import live_source_open
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
-from keyface.pipeline.live_source_open import camera_settings
+from keyface.pipeline.live import source_open
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
+from keyface.pipeline.live.source_open import camera_settings
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,13 +46,13 @@ REAL_OPEN = av.open
 @pytest.fixture
 def stand(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Stand:
     made = Stand(make_clip("camera.avi", codec="mjpeg", pix_fmt="yuvj420p"))
-    monkeypatch.setattr(live_source_open.av, "open", made.open)
+    monkeypatch.setattr(source_open.av, "open", made.open)
     return made
 
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda platform: monkeypatch.setattr(live_source_open.sys, "platform", platform)
+    return lambda platform: monkeypatch.setattr(source_open.sys, "platform", platform)
 
 
 def first_frames(text: str, options: LiveSourceOptions, platform: str) -> list[Any]:
@@ -79,7 +79,7 @@ def test_each_system_is_asked_in_its_own_words(
         av.device.DeviceInfo("Front camera", "", True, ["video"]),
         av.device.DeviceInfo("video=@device_pnp_2", "USB", False, ["video"]),
     ]
-    monkeypatch.setattr(live_source_open.av.device, "enumerate_input_devices", lambda name: devices)
+    monkeypatch.setattr(source_open.av.device, "enumerate_input_devices", lambda name: devices)
     on(platform)
     frames = first_frames(text, ALL, platform)
     assert len(frames) == 3 and frames[0].image_rgb.shape == (720, 1280, 3)
@@ -145,7 +145,7 @@ def test_a_camera_that_refuses_everything_says_what_it_said_first(
 def test_a_number_beyond_the_last_camera_is_said(
     stand: Stand, on: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_source_open.av.device, "enumerate_input_devices", lambda name: [])
+    monkeypatch.setattr(source_open.av.device, "enumerate_input_devices", lambda name: [])
     on("win32")
     with pytest.raises(SourceError, match="there are 0 cameras"):
         first_frames("3", ALL, "win32")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyface.pipeline.key import Key
-from keyface.pipeline.live_control import LiveControls
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.people.key import Key
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,9 +11,9 @@ from live_chain import Screen, texture_parts
 from live_reading import url_source
 from rtsp_server import RtspServer, age_s, need_server, number_of, write_clip
 
-from keyface.pipeline.live import run_live
-from keyface.pipeline.live_drops import DropRun
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+from keyface.pipeline.faults.drops import DropRun
+from keyface.pipeline.live.run import run_live
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,7 +47,7 @@ def test_bad_drops_are_refused() -> None:
 
 
 def test_a_source_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyface.pipeline.live_drops._LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr("keyface.pipeline.faults.drops._LONGEST_WAIT_S", 0.0)
     source = url_source("rtsp://127.0.0.1:1/")
     drops = DropRun(source, FakeServer(), n_drops=1)
     with pytest.raises(TimeoutError, match="does not get steady"):

@@ -15,9 +15,9 @@ from live_sink_cases import safe, until
 
 from keyface.configs.errors import KeyfaceError, SinkError
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live_fanout import Fanout
-from keyface.pipeline.live_sink import LiveSink
-from keyface.pipeline.live_source import LiveStatus
+from keyface.pipeline.live.fanout import Fanout
+from keyface.pipeline.live.sink import LiveSink
+from keyface.pipeline.live.source import LiveStatus
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -14,22 +14,22 @@ import pytest
 
 from keyface.configs.evaluation import load_evaluation
 from keyface.engines.open import open_engine
-from keyface.pipeline import fault_script as fault_script_module
 from keyface.pipeline.assemble import make_parts, open_portrait
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import Detection
-from keyface.pipeline.fault_judge import Filmed, LeakJudge, find_judged_faces
-from keyface.pipeline.fault_run import SIZE_WH, Clip, load_clip, merge_counts, run_faults
-from keyface.pipeline.fault_script import FPS, Shot, fault_script
-from keyface.pipeline.fault_stages import CannedReenactor, FaultBoard
-from keyface.pipeline.fault_stand_in import choose_stand_in
-from keyface.pipeline.key import Key
-from keyface.pipeline.live import LIVE_IDENTITY, LIVE_TRACKS, LiveOptions
-from keyface.pipeline.measure_faces import Recogniser, Scrfd
-from keyface.pipeline.paste import Paster
+from keyface.pipeline.faults import script as fault_script_module
+from keyface.pipeline.faults.judge import Filmed, LeakJudge, find_judged_faces
+from keyface.pipeline.faults.run import SIZE_WH, Clip, load_clip, merge_counts, run_faults
+from keyface.pipeline.faults.script import FPS, Shot, fault_script
+from keyface.pipeline.faults.stages import CannedReenactor, FaultBoard
+from keyface.pipeline.faults.stand_in import choose_stand_in
+from keyface.pipeline.live.run import LIVE_IDENTITY, LIVE_TRACKS, LiveOptions
+from keyface.pipeline.measure.eyes import Recogniser, Scrfd
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.paste.redact import mosaic
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.redact import mosaic
-from keyface.pipeline.sample_clip import sample_frames
+from keyface.pipeline.sample.clip import sample_frames
 from keyface.tools.bench_stream_faults import faulty_analysis
 
 FAST = ProcessOptions(threads=1)
@@ -192,7 +192,7 @@ def eyes(models: Any) -> Iterator[tuple[Scrfd, list[Recogniser]]]:
 
 
 def generated_clip(models: Any, number: int, detector: Scrfd, n: int = 40) -> Clip:
-    from keyface.pipeline.performance import Performance
+    from keyface.pipeline.sample.performance import Performance
 
     with open_portrait(models, number, FAST) as portrait:
         frames = itertools.islice(sample_frames(portrait, Performance(2.0), size_px=SIZE_WH[1]), n)

@@ -16,7 +16,7 @@ from hls_server import SIZE_WH, HlsServer, hls_server, write_segments
 from live_reading import QUICK, SECRETS, Reading, url_source
 from rtsp_server import FPS, free_port, number_of
 
-from keyface.pipeline.live_audio import AUDIO_RATE_HZ
+from keyface.pipeline.live.audio import AUDIO_RATE_HZ
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -15,9 +15,9 @@ import pytest
 from page_cases import report_of
 
 from keyface.configs.errors import SinkError
-from keyface.pipeline.live_board import LiveBoard
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_log import EventWatch, JsonLines, log_event, without_secrets
+from keyface.pipeline.live.board import LiveBoard
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.log import EventWatch, JsonLines, log_event, without_secrets
 from keyface.tools.stream_console import ConsoleLine, open_log
 
 SECRETS = ("hidden-user", "hidden-password", "hidden-path", "hidden-token")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from live_sink_cases import safe
 
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live_mailbox import SinkMailbox
+from keyface.pipeline.live.mailbox import SinkMailbox
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keyface.pipeline.live_memory import keep_memory_steady
+from keyface.pipeline.live.memory import keep_memory_steady
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from page_cases import ask, report_of, served
 
-from keyface.pipeline.key import Key
-from keyface.pipeline.live_metrics import sink_kind
+from keyface.pipeline.live.metrics import sink_kind
+from keyface.pipeline.people.key import Key
 
 parser: Any = pytest.importorskip("prometheus_client.parser")
 pytestmark = pytest.mark.timeout(60)

@@ -28,10 +28,10 @@ from page_cases import (
 
 from keyface.configs.errors import KeyFileError, SinkError, UsageError
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.live_page import LivePage, PageOptions, make_token
-from keyface.pipeline.live_page_server import MOST_CONNECTIONS
-from keyface.pipeline.live_page_sink import MOST_WATCHERS, PageSink
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.page import LivePage, PageOptions, make_token
+from keyface.pipeline.live.page_server import MOST_CONNECTIONS
+from keyface.pipeline.live.page_sink import MOST_WATCHERS, PageSink
+from keyface.pipeline.paste.redact import redact_frame
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,8 +16,8 @@ from mjpeg_server import mjpeg_server
 from page_cases import TOKEN, ask, fed, picture_of, served, wait_until, watch
 
 from keyface.configs.errors import KeyFileError
-from keyface.pipeline.live import run_live
-from keyface.pipeline.live_page import LivePage
+from keyface.pipeline.live.page import LivePage
+from keyface.pipeline.live.run import run_live
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 

@@ -24,11 +24,11 @@ from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, p
 from rtsp_server import SYSTEM_PYTHON, need_server, number_of
 
 from keyface.configs.errors import SinkError, UsageError
-from keyface.pipeline import live_sink_carrier
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.live_sink import make_sink
-from keyface.pipeline.live_sink_address import parse_push
-from keyface.pipeline.live_sink_push import PushSink
+from keyface.pipeline.live import sink_carrier
+from keyface.pipeline.live.sink import make_sink
+from keyface.pipeline.live.sink_address import parse_push
+from keyface.pipeline.live.sink_push import PushSink
 
 pytestmark = pytest.mark.timeout(120)
 RTSP_RECEIVER = Path(__file__).with_name("rtsp_receiver_process.py")
@@ -231,8 +231,8 @@ def test_srt_arrives(tmp_path: Path) -> None:
 
 
 def test_srt_without_anything_that_speaks_it_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink_carrier, "_libav_speaks", lambda scheme: False)
-    monkeypatch.setattr(live_sink_carrier.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sink_carrier, "_libav_speaks", lambda scheme: False)
+    monkeypatch.setattr(sink_carrier.shutil, "which", lambda name: None)
     with pytest.raises(SinkError, match=r"without SRT.*srt-tools"):
         make_sink("srt://127.0.0.1:9000?passphrase=hidden-password")
 
@@ -301,7 +301,7 @@ def test_trying_again_and_again_gathers_nothing() -> None:
     tries: list[float] = []
     make = sink._make_carrier
 
-    def counted(stall_s: float) -> live_sink_carrier.Carrier:
+    def counted(stall_s: float) -> sink_carrier.Carrier:
         tries.append(stall_s)
         return make(stall_s)
 
@@ -368,7 +368,7 @@ def test_no_process_stays_behind_when_the_program_is_killed() -> None:
     code = f"""
 import time
 from live_sink_cases import Pacer
-from keyface.pipeline.live_sink import make_sink
+from keyface.pipeline.live.sink import make_sink
 sink = make_sink("udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}")
 pacer = Pacer(sink)
 assert pacer.run(lambda: sum(pacer.results) > 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from keyface.pipeline.live_quality import STEPS, QualityGovernor, QualityOptions
+from keyface.pipeline.live.quality import STEPS, QualityGovernor, QualityOptions
 
 SOURCE_FPS = 30.0
 

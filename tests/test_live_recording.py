@@ -19,11 +19,11 @@ from live_sink_cases import SIZE_WH, safe, tone, until
 
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.live_sink import SoundSink, make_sink
-from keyface.pipeline.live_sink_hls import HlsSink, segments_of
-from keyface.pipeline.live_sink_recording import FileSink, RecordingSink
-from keyface.pipeline.partial import PartialFile
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.sink import SoundSink, make_sink
+from keyface.pipeline.live.sink_hls import HlsSink, segments_of
+from keyface.pipeline.live.sink_recording import FileSink, RecordingSink
+from keyface.pipeline.media.partial import PartialFile
+from keyface.pipeline.paste.redact import redact_frame
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -151,7 +151,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from live_sink_cases import SIZE_WH, safe, tone
-from keyface.pipeline.live_sink import make_sink
+from keyface.pipeline.live.sink import make_sink
 sink = make_sink({name!r})
 sink.expect_sound()
 sink.open(SIZE_WH, 25.0)
@@ -249,8 +249,8 @@ import numpy as np
 from live_sink_cases import safe
 from keyface.configs.errors import SinkError
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.live_sink import make_sink
-from keyface.pipeline.redact import redact_frame
+from keyface.pipeline.live.sink import make_sink
+from keyface.pipeline.paste.redact import redact_frame
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 sink = make_sink({name!r})

@@ -14,9 +14,9 @@ from live_reading import QUICK, SECRETS, Reading, url_source
 from rtsp_server import FPS, RtspServer, age_s, need_server, number_of, write_clip
 
 from keyface.configs.errors import SourceError
-from keyface.pipeline import live_source_read
-from keyface.pipeline.live_audio import AUDIO_RATE_HZ, AudioPiece
-from keyface.pipeline.live_source import LiveSourceOptions
+from keyface.pipeline.live import source_read
+from keyface.pipeline.live.audio import AUDIO_RATE_HZ, AudioPiece
+from keyface.pipeline.live.source import LiveSourceOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -181,13 +181,13 @@ def test_a_source_that_gets_later_by_itself_goes_on(clips: list[Path]) -> None:
 def test_a_decoder_that_is_too_slow_does_not_fall_behind(
     clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upright = live_source_read.Connection._upright
+    upright = source_read.Connection._upright
 
     def slowly(self: object, frame: object) -> object:
         time.sleep(0.1)  # three times as long as a frame lasts
         return upright(self, frame)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(live_source_read.Connection, "_upright", slowly)
+    monkeypatch.setattr(source_read.Connection, "_upright", slowly)
     with RtspServer(clips[:1]) as server, Reading(url_source(server.url, CALM)) as reading:
         reading.wait(lambda: len(reading.frames) >= 10)
         time.sleep(6.0)

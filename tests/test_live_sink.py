@@ -15,13 +15,13 @@ import pytest
 from fake_chain import read_video
 
 from keyface.configs.errors import SinkError, UsageError
-from keyface.pipeline import live_sink_camera, live_sink_window
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.live_sink import NullSink, make_sink
-from keyface.pipeline.live_sink_camera import VirtualCameraSink
-from keyface.pipeline.live_sink_recording import RecordingSink
-from keyface.pipeline.live_sink_window import WindowSink
-from keyface.pipeline.redact import redact_frame, slate_frame
+from keyface.pipeline.live import sink_camera, sink_window
+from keyface.pipeline.live.sink import NullSink, make_sink
+from keyface.pipeline.live.sink_camera import VirtualCameraSink
+from keyface.pipeline.live.sink_recording import RecordingSink
+from keyface.pipeline.live.sink_window import WindowSink
+from keyface.pipeline.paste.redact import redact_frame, slate_frame
 
 pytestmark = pytest.mark.timeout(60)
 SIZE_WH = (96, 64)
@@ -109,8 +109,8 @@ def test_only_safe_frames_are_taken(
     text: str, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(live_sink_window.cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(live_sink_window.cv2, "destroyWindow", lambda *_: None)
+    monkeypatch.setattr(sink_window.cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(sink_window.cv2, "destroyWindow", lambda *_: None)
     sink = make_sink(text if text != "a.mp4" else str(tmp_path / text))
     sink.open(SIZE_WH, 25.0)
     raw = Frame(np.zeros((64, 96, 3), np.uint8), 0, 0.0)
@@ -140,7 +140,7 @@ def test_the_virtual_camera_gets_pictures(stand_in: StandIn) -> None:
 
 
 def test_a_missing_device_says_what_to_install(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink_camera.sys, "platform", "linux")
+    monkeypatch.setattr(sink_camera.sys, "platform", "linux")
     stand_in.fail = "'v4l2loopback' backend: no device"
     sink = make_sink("virtual")
     with pytest.raises(SinkError, match=r"no device.*modprobe v4l2loopback"):
@@ -166,7 +166,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_elsewhere_it_is_obs(platform: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink_camera.sys, "platform", platform)
+    monkeypatch.setattr(sink_camera.sys, "platform", platform)
     stand_in.fail = "'obs' backend: not installed"
     sink = make_sink("virtual")
     with pytest.raises(SinkError, match="Install OBS Studio"):
@@ -247,7 +247,7 @@ def test_a_real_virtual_camera_shows_the_picture() -> None:
 
 
 def test_no_screen_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sink_window.sys, "platform", "linux")
+    monkeypatch.setattr(sink_window.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SinkError, match="no screen"):
@@ -265,7 +265,7 @@ def test_the_window_shows_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         "waitKey": lambda _: next(pressed),
         "getWindowProperty": lambda *_: 1.0,
     }.items():
-        monkeypatch.setattr(live_sink_window.cv2, name, call)
+        monkeypatch.setattr(sink_window.cv2, name, call)
     sink = make_sink("window")
     sink.open(SIZE_WH, 25.0)
     sink.write(safe())

@@ -16,13 +16,13 @@ from fault_chain import no_threads_left
 from live_sink_cases import PUSH_SIZE_WH, Receiver, free_port, tone
 from rtsp_server import number_of, numbered
 
-from keyface.pipeline.live import LiveOptions, run_live
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_audio import AudioTap
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_sink import make_sink
-from keyface.pipeline.live_sound import LiveSound
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions, LiveStatus
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.audio import AudioTap
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.run import LiveOptions, run_live
+from keyface.pipeline.live.sink import make_sink
+from keyface.pipeline.live.sound import LiveSound
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions, LiveStatus
 
 pytestmark = pytest.mark.timeout(120)
 IN_STEP_S = 0.08

@@ -21,10 +21,10 @@ from live_reading import QUICK, SECRETS, Reading, url_source
 from mjpeg_server import NOT_FOUND, UNAUTHORISED, MjpegServer, mjpeg_server
 
 from keyface.configs.errors import SourceError, UsageError
-from keyface.pipeline import live_source_open
-from keyface.pipeline.live_address import SourceAddress, parse_source
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions, pattern_at
-from keyface.pipeline.live_source_read import _Gaps
+from keyface.pipeline.live import source_open
+from keyface.pipeline.live.address import SourceAddress, parse_source
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions, pattern_at
+from keyface.pipeline.live.source_read import _Gaps
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -115,8 +115,8 @@ def camera(make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise av.ArgumentError(errno.EINVAL, "no such rate")
         return real_open(str(clip))
 
-    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
-    monkeypatch.setattr(live_source_open.av, "open", open_camera)
+    monkeypatch.setattr(source_open.sys, "platform", "linux")
+    monkeypatch.setattr(source_open.av, "open", open_camera)
     return openings
 
 
@@ -134,7 +134,7 @@ def test_a_camera_is_asked_and_taken_as_it_is(camera: list[dict[str, Any]], tmp_
 
 def test_a_silent_camera_is_lost(camera: list[dict[str, Any]], tmp_path: Path) -> None:
     """Asked without waiting, its driver says "nothing yet" for ever."""
-    real = live_source_open.av.open  # the fixture's
+    real = source_open.av.open  # the fixture's
 
     class Silent:
         def __init__(self, container: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_silent_camera_is_lost(camera: list[dict[str, Any]], tmp_path: Path) -
     address = SourceAddress("camera", str(tmp_path / "video0"), "camera 0")
     began_s = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live_source_open.av, "open", lambda *a, **k: Silent(real(*a, **k)))
+        patch.setattr(source_open.av, "open", lambda *a, **k: Silent(real(*a, **k)))
         with pytest.raises(SourceError, match=r"sent nothing for 0.5 s"):
             next(iter(LiveSource(address, QUICK)))
     assert 0.4 < time.monotonic() - began_s < 5
@@ -171,14 +171,14 @@ def test_a_camera_that_cannot_be_opened(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(live_source_open.av, "open", refuse)
-    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
+    monkeypatch.setattr(source_open.av, "open", refuse)
+    monkeypatch.setattr(source_open.sys, "platform", "linux")
     with pytest.raises(SourceError, match=said):
         next(iter(LiveSource(SourceAddress("camera", str(tmp_path / "video0"), "camera 0"))))
 
 
 def test_a_missing_camera_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_source_open.sys, "platform", "linux")
+    monkeypatch.setattr(source_open.sys, "platform", "linux")
     with pytest.raises(SourceError, match="camera 97 does not exist"):
         next(iter(LiveSource(parse_source("97", platform="linux"))))
 

@@ -14,14 +14,14 @@ from live_chain import Screen, find_texture, is_slate, texture_parts
 
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.key import Key
-from keyface.pipeline.live import LiveOptions, LiveReport, run_live
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_quality import QualityGovernor
-from keyface.pipeline.live_source import LiveSource
-from keyface.pipeline.live_stages import LiveAnalysis, LivePaste, LiveReenactment, SceneGuard
-from keyface.pipeline.reenact import Pace
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.quality import QualityGovernor
+from keyface.pipeline.live.run import LiveOptions, LiveReport, run_live
+from keyface.pipeline.live.source import LiveSource
+from keyface.pipeline.live.stages import LiveAnalysis, LivePaste, LiveReenactment, SceneGuard
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.reenact.reenactor import Pace
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,10 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_face import a_mesh_xy
 
-from keyface.pipeline.blend import bend_between, crop_map, upscale_map
-from keyface.pipeline.geometry import apply_affine
-from keyface.pipeline.mask import _BRIDGE, LIFT, OutlineFilter, core_polygons, face_mask, region_of, widened
-from keyface.pipeline.place import (
+from keyface.pipeline.faces.geometry import apply_affine
+from keyface.pipeline.paste.blend import bend_between, crop_map, upscale_map
+from keyface.pipeline.paste.mask import (
+    _BRIDGE,
+    LIFT,
+    OutlineFilter,
+    core_polygons,
+    face_mask,
+    region_of,
+    widened,
+)
+from keyface.pipeline.paste.place import (
     LEFT_BROW,
     LEFT_EYE,
     LIPS,

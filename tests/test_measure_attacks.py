@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keyface.pipeline import measure_attacks as attacks
-from keyface.pipeline.virtual import secret_rotation
+from keyface.pipeline.measure import attacks
+from keyface.pipeline.people.virtual import secret_rotation
 
 
 def unit(n: int, d: int, seed: int = 0) -> np.ndarray:

@@ -15,9 +15,9 @@ from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
 from keyface.engines.mobilefacenet import build_mobilefacenet
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
-from keyface.pipeline.measure_faces import ARCFACE_POINTS_5, Scrfd, arcface_crop, square_crop
-from keyface.pipeline.measure_flicker import measure_flicker
-from keyface.pipeline.measure_leak import (
+from keyface.pipeline.measure.eyes import ARCFACE_POINTS_5, Scrfd, arcface_crop, square_crop
+from keyface.pipeline.measure.flicker import measure_flicker
+from keyface.pipeline.measure.leak import (
     Change,
     Recognition,
     bar_for,
@@ -25,7 +25,7 @@ from keyface.pipeline.measure_leak import (
     is_leak,
     measure_change,
 )
-from keyface.pipeline.measure_motion import MotionPair, measure_consistency, measure_motion
+from keyface.pipeline.measure.motion import MotionPair, measure_consistency, measure_motion
 from keyface.tools import fit_thresholds
 
 Image = npt.NDArray[np.uint8]
@@ -177,9 +177,8 @@ def test_thresholds_come_from_pairs(tmp_path: Path) -> None:
     fitted = fit_thresholds._fit(vectors, pairs)
     table = f"[recognisers.net]\n{fitted}[image_recognisers.net]\n{fitted}is_used_in_training = false\n"
     target = tmp_path / "evaluation.toml"
-    target.write_text(
-        "# head\n[provenance]\n[recognisers.old]\n\n# ---- figures to reach\n\n[targets]\n[speed]\n[image_targets]\n[reenactor_targets]\n"
-    )
+    kept = "# ---- figures to reach\n\n[targets]\n[speed]\n[image_targets]\n[reenactor_targets]\n"
+    target.write_text(f"# head\n[provenance]\n[recognisers.old]\n\n{kept}")
     fit_thresholds._write(target, fit_thresholds._provenance("t", 80, {key: [] for key in vectors}) + table)
     config = load_evaluation(target)
     assert config.recognisers["net"].true_accepts > 0.95

@@ -51,7 +51,7 @@ def test_it_agrees_with_the_products_landmarks(models: Any, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_sees_the_products_points_in_the_same_square(models: Any, seed: int) -> None:
     """Every point within 1.5 px, and no shift of all of them: less than 0.25 px."""
-    from keyface.pipeline.landmarks import Roi
+    from keyface.pipeline.faces.landmarks import Roi
     from keyface.tools.train_networks import landmarker
 
     picture = generated_face(models, seed)
@@ -68,8 +68,8 @@ def test_it_sees_the_products_points_in_the_same_square(models: Any, seed: int) 
 
 def test_it_agrees_with_the_products_pose_on_turned_heads(models: Any) -> None:
     """The same points give the same yaw and pitch within 0.05 degrees."""
-    from keyface.pipeline.canonical_face import CANONICAL_XYZ
-    from keyface.pipeline.geometry import pose_from_mesh, rotation_from_ypr
+    from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+    from keyface.pipeline.faces.geometry import pose_from_mesh, rotation_from_ypr
 
     points = np.vstack([CANONICAL_XYZ, np.repeat(CANONICAL_XYZ[[33, 263]], 5, 0)])
     turned = []

@@ -41,7 +41,7 @@ from keyface.models.train_projector import (  # noqa: E402
     save_projector,
     virtual_faces,
 )
-from keyface.pipeline.projector import Projector  # noqa: E402
+from keyface.pipeline.people.projector import Projector  # noqa: E402
 
 N_AXES = 128
 SMALL = ProjectorConfig(

@@ -13,7 +13,7 @@ from training_cases import fake_mapping, fake_synthesis
 
 from keyface.configs.errors import UsageError
 from keyface.models import identity_basis, population, samples
-from keyface.pipeline.virtual import IdentityBasis
+from keyface.pipeline.people.virtual import IdentityBasis
 
 LABELS = Path(identity_basis.__file__).parent / "labels" / "guards.toml"
 GOLDEN_PSI = [0.796219, 0.862904, 0.52294, 0.71931, 0.976161]

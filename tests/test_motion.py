@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from keyface.configs.errors import ModelStoreError
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
-from keyface.pipeline.motion import (
+from keyface.pipeline.reenact.motion import (
     MotionMap,
     OneEuro,
     OneEuroOptions,

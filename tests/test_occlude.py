@@ -9,10 +9,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from keyface.pipeline.hairline import HairZones, VirtualHair, paint_skin, skin_level, zone_planes
-from keyface.pipeline.mask import Region, core_polygons, face_mask, region_of
-from keyface.pipeline.occlude import HOLD_S, OccluderModel, Occlusion
-from keyface.pipeline.place import LEFT_BROW, LEFT_EYE, LIPS, NOSE, OVAL, RIGHT_BROW, RIGHT_EYE, face_width
+from keyface.pipeline.paste.hairline import HairZones, VirtualHair, paint_skin, skin_level, zone_planes
+from keyface.pipeline.paste.mask import Region, core_polygons, face_mask, region_of
+from keyface.pipeline.paste.occluders import HOLD_S, OccluderModel, Occlusion
+from keyface.pipeline.paste.place import (
+    LEFT_BROW,
+    LEFT_EYE,
+    LIPS,
+    NOSE,
+    OVAL,
+    RIGHT_BROW,
+    RIGHT_EYE,
+    face_width,
+)
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

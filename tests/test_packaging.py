@@ -75,13 +75,14 @@ def expected_members() -> set[str]:
     """What the wheel must hold of each room: all sources, our manifest, weights and model cards."""
     patterns = [
         "*/*.py",
+        "pipeline/*/*.py",
         "configs/*.toml",
         "configs/*.schema.json",
         "configs/presets/*.toml",
         "configs/projectors/*.toml",
         "configs/warp/*.toml",
     ]
-    patterns += [f"pipeline/*.{suffix}" for suffix in ("html", "css", "js", "svg")]
+    patterns += [f"pipeline/live/*.{suffix}" for suffix in ("html", "css", "js", "svg")]
     patterns += ["models/weights/*", "models/cards/*.md", "models/labels/*.toml"]
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if file.is_file()}
     rooms = {name for name in (file.relative_to(ROOT) for file in files) if name.parts[0] in ROOMS}
@@ -156,10 +157,12 @@ def test_editable_install_follows_the_sources(source: Path, tmp_path: Path) -> N
 def live_modules() -> list[str]:
     """Every module that someone who never trains can import."""
     files = [
-        file for room in ("pipeline", "engines", "configs", "tools") for file in (ROOT / room).glob("*.py")
+        file for room in ("pipeline", "engines", "configs", "tools") for file in (ROOT / room).rglob("*.py")
     ]
     names = [
-        f"keyface.{file.parent.name}.{file.stem}" for file in files if not file.name.startswith("train_")
+        ".".join(("keyface", *file.relative_to(ROOT).with_suffix("").parts))
+        for file in files
+        if not file.name.startswith("train_")
     ]
     return sorted(name.removesuffix(".__init__") for name in names)
 

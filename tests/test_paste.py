@@ -23,12 +23,12 @@ from paper_face import (
     ring,
 )
 
-from keyface.pipeline import composite
 from keyface.pipeline.face import VirtualFace
 from keyface.pipeline.frame import Redaction
-from keyface.pipeline.mask import core_polygons, widened
-from keyface.pipeline.paste import Paster
-from keyface.pipeline.place import (
+from keyface.pipeline.paste import composite
+from keyface.pipeline.paste.mask import core_polygons, widened
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.paste.place import (
     LEFT_BROW,
     OVAL,
     RIGHT_BROW,
@@ -292,7 +292,7 @@ def test_a_dark_brow_is_no_hair() -> None:
 def test_a_recogniser_does_not_find_the_driver_again(models: Any, shared_dir: Path) -> None:
     """Photos of real people under faces of generated ones, pose and expression not matched: SFace says the
     generated person rather than the driver, and on average says no match (0.363) to the driver."""
-    from keyface.pipeline.landmarks import LiteRtLandmarker
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 
     detector = cv2.FaceDetectorYN.create(str(models.path("yunet")), "", (256, 256))
     recogniser = cv2.FaceRecognizerSF.create(str(models.path("sface")), "")

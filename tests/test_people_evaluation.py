@@ -20,7 +20,8 @@ from keyface.configs.errors import SourceError, UsageError
 from keyface.configs.evaluation import RecogniserThresholds, load_evaluation
 from keyface.configs.papers import load_papers
 from keyface.configs.people_split import split_of
-from keyface.pipeline.evaluation_keys import (
+from keyface.pipeline.face import Detection
+from keyface.pipeline.measure.evaluation_keys import (
     BOOK,
     KEY_LENGTHS,
     OWN,
@@ -31,16 +32,15 @@ from keyface.pipeline.evaluation_keys import (
     expand_bits,
     flip_bit,
 )
-from keyface.pipeline.face import Detection
-from keyface.pipeline.key import Key
-from keyface.pipeline.measure_people import FaceSeen, PhotoEyes, SeenFaces, look_at_original
-from keyface.pipeline.people_figures import PeopleFigures, measure_figures
-from keyface.pipeline.people_folder import Photo, find_photos
-from keyface.pipeline.people_pictures import tsne_map
-from keyface.pipeline.people_report import PeopleReport, to_json, to_markdown
-from keyface.pipeline.people_table import MISSED, PeopleTable, Row
+from keyface.pipeline.measure.people_figures import PeopleFigures, measure_figures
+from keyface.pipeline.measure.people_folder import Photo, find_photos
+from keyface.pipeline.measure.people_pictures import tsne_map
+from keyface.pipeline.measure.people_render import Outcome, Rendered, Task, render
+from keyface.pipeline.measure.people_report import PeopleReport, to_json, to_markdown
+from keyface.pipeline.measure.people_table import MISSED, PeopleTable, Row
+from keyface.pipeline.measure.seen_faces import FaceSeen, PhotoEyes, SeenFaces, look_at_original
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import ProcessOptions
-from keyface.pipeline.render_people import Outcome, Rendered, Task, render
 from keyface.tools.evaluate_images_command import plan_tasks
 
 F32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyface.pipeline.face import BLENDSHAPE_NAMES
-from keyface.pipeline.performance import SAMPLE_RATE_HZ, Performance
+from keyface.pipeline.sample.performance import SAMPLE_RATE_HZ, Performance
 
 FPS = 25
 

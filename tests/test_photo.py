@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 from keyface.configs.errors import SinkError, SourceError
 from keyface.pipeline.frame import Frame, seal
-from keyface.pipeline.photo import PhotoInfo, read_photo, write_photo
+from keyface.pipeline.media.photo import PhotoInfo, read_photo, write_photo
 
 U8 = npt.NDArray[np.uint8]
 SIZE_WH = (96, 64)

@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 from real_chain import SAME_PERSON, Likeness, Looker, Seen, open_looker, portraits
 
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 from keyface.tools.main import main
 
 pytestmark = pytest.mark.timeout(200)

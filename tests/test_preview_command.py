@@ -12,7 +12,7 @@ from book_cases import SECRET
 from PIL import Image
 from real_chain import Likeness, open_looker, portraits
 
-from keyface.pipeline.key import Key, is_locked
+from keyface.pipeline.people.key import Key, is_locked
 from keyface.tools.main import main
 
 pytestmark = pytest.mark.timeout(200)

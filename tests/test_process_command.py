@@ -15,7 +15,7 @@ from fake_chain import BOX, MakeClip, fake_parts, read_video, save_photo, touch
 from keyface.configs.errors import KeyFileError, SourceError, UsageError
 from keyface.pipeline.batch import RESUME_FILE
 from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 from keyface.tools import process_command
 from keyface.tools.main import main
 

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from keyface.configs.errors import ModelStoreError
-from keyface.pipeline.projector import LIMIT, Projector
-from keyface.pipeline.virtual import secret_rotation
+from keyface.pipeline.people.projector import LIMIT, Projector
+from keyface.pipeline.people.virtual import secret_rotation
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models/weights/projector.safetensors"
 # These pin today's people: another file makes another person from the same key, and owes users a new version of

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyface.pipeline.frame import Frame, Redaction
-from keyface.pipeline.redact import mosaic, redact_frame, redact_whole, slate, slate_frame
+from keyface.pipeline.paste.redact import mosaic, redact_frame, redact_whole, slate, slate_frame
 
 
 def _noise(width: int, height: int, seed: int = 5) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -27,8 +27,8 @@ from fake_puppet import (
 from keyface.configs.errors import EngineError
 from keyface.pipeline.face import Face
 from keyface.pipeline.guard import check_reenactment
-from keyface.pipeline.puppet import Puppet
-from keyface.pipeline.reenact import ReenactOptions, Reenactor
+from keyface.pipeline.reenact.puppet import Puppet
+from keyface.pipeline.reenact.reenactor import ReenactOptions, Reenactor
 
 
 @pytest.fixture
@@ -362,7 +362,7 @@ def test_what_pasting_takes_from_the_pose_is_asked_for_in_addition(
     def three_degrees_less(*_: object) -> np.ndarray:
         return np.array([0.0, 3.0 / 30 - float(world.shown[1])], np.float32)
 
-    monkeypatch.setattr("keyface.pipeline.reenact.pose_missed", three_degrees_less)
+    monkeypatch.setattr("keyface.pipeline.reenact.reenactor.pose_missed", three_degrees_less)
     reenactor = make()
     reenactor.process(item(face()))
     assert 30 * float(world.shown[1]) == pytest.approx(3.0, abs=0.3)
@@ -371,7 +371,9 @@ def test_what_pasting_takes_from_the_pose_is_asked_for_in_addition(
 def test_what_is_asked_for_because_of_pasting_is_bounded(
     make: Callable[..., Reenactor], face: Callable[..., Face], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keyface.pipeline.reenact.pose_missed", lambda *_: np.array([0.5, -0.5], np.float32))
+    monkeypatch.setattr(
+        "keyface.pipeline.reenact.reenactor.pose_missed", lambda *_: np.array([0.5, -0.5], np.float32)
+    )
     reenactor = make()
     for index in range(60):
         reenactor.process(item(face(), index=index))

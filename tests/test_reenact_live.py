@@ -12,8 +12,8 @@ from fake_puppet import MakeMesh, World, item, make_face, open_reenactor, reason
 
 from keyface.configs.errors import EngineError
 from keyface.pipeline.face import Face
-from keyface.pipeline.key import Key
-from keyface.pipeline.reenact import Pace, ReenactOptions, Reenactor
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.reenact.reenactor import Pace, ReenactOptions, Reenactor
 
 
 @pytest.fixture

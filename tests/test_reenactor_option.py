@@ -24,8 +24,8 @@ from keyface.pipeline import assemble, process_options
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.key import Key
-from keyface.pipeline.paste import Paster
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import AUTO_REENACTOR, ProcessOptions
 from keyface.tools import bench_reenact, bench_reenact_command, preview_command
 from keyface.tools.main import _build_parser, main

@@ -20,11 +20,10 @@ from keyface.configs.errors import EngineError, UsageError
 from keyface.configs.evaluation import load_evaluation
 from keyface.engines.engine import TensorSpec
 from keyface.engines.fake import FakeEngine
-from keyface.pipeline.canonical_face import CANONICAL_XYZ
 from keyface.pipeline.chain import ChainParts
 from keyface.pipeline.face import AnalysedFrame, Detection, Face, FaceMesh, ReenactedFrame, VirtualFace
-from keyface.pipeline.frame import Frame
-from keyface.pipeline.geometry import (
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+from keyface.pipeline.faces.geometry import (
     apply_affine,
     ffhq_quad,
     frame_from_quad,
@@ -33,18 +32,19 @@ from keyface.pipeline.geometry import (
     pose_from_mesh,
     similarity_scale,
 )
-from keyface.pipeline.keypoints import _SHAPES, KeypointModel
-from keyface.pipeline.measure_self import SelfEyes, WarpNetworks, masked, measure_self, points_px
-from keyface.pipeline.measure_video import Eyes
-from keyface.pipeline.paste import Paster
-from keyface.pipeline.reenactor_pictures import write_self_sheet, write_side_by_side
-from keyface.pipeline.reenactor_report import (
+from keyface.pipeline.frame import Frame
+from keyface.pipeline.measure.reenactor_pictures import write_self_sheet, write_side_by_side
+from keyface.pipeline.measure.reenactor_report import (
     ClipFigures,
     ReenactorReport,
     clip_figures,
     to_json,
     to_markdown,
 )
+from keyface.pipeline.measure.self_reenactment import SelfEyes, WarpNetworks, masked, measure_self, points_px
+from keyface.pipeline.measure.video import Eyes
+from keyface.pipeline.paste.paster import Paster
+from keyface.pipeline.reenact.keypoints import _SHAPES, KeypointModel
 from keyface.pipeline.stage_times import StageTimes
 from keyface.pipeline.summary import Summary
 from keyface.tools import evaluate_command
@@ -406,9 +406,9 @@ def test_a_generated_clip_by_both_reenactors(
     if "warp_decode" not in models.manifest.models:
         pytest.skip("the store has no network 'warp_decode' yet: make it with keyface train warp")
     from keyface.pipeline.assemble import open_portrait
-    from keyface.pipeline.performance import Performance
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.pipeline.sample_clip import write_sample_clip
+    from keyface.pipeline.sample.clip import write_sample_clip
+    from keyface.pipeline.sample.performance import Performance
     from keyface.tools.main import main
 
     clip, out = tmp_path / "sample.mp4", tmp_path / "out"

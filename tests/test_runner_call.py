@@ -13,8 +13,9 @@ import pytest
 from live_reading import QUICK, Reading, url_source
 
 from keyface.configs.errors import SourceError
-from keyface.pipeline import live_interrupt, live_source_open
-from keyface.pipeline.live_interrupt import interruptible
+from keyface.pipeline.live import interrupt as live_interrupt
+from keyface.pipeline.live import source_open
+from keyface.pipeline.live.interrupt import interruptible
 from keyface.pipeline.runner_call import GuardedCall
 
 pytestmark = pytest.mark.timeout(60)
@@ -81,7 +82,7 @@ def test_the_look_up_of_a_name_cannot_hold_a_source(monkeypatch: pytest.MonkeyPa
         may_end.wait(20)
         return Late()
 
-    monkeypatch.setattr(live_source_open.av, "open", look_up)
+    monkeypatch.setattr(source_open.av, "open", look_up)
     with Reading(url_source("rtsp://cam.invalid/x", QUICK)) as reading:
         time.sleep(0.3)
         assert reading.stop() < 1.0
@@ -91,7 +92,7 @@ def test_the_look_up_of_a_name_cannot_hold_a_source(monkeypatch: pytest.MonkeyPa
 
 def test_a_look_up_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
-    monkeypatch.setattr(live_source_open.av, "open", lambda *_, **__: may_end.wait(20) and 1 / 0)
+    monkeypatch.setattr(source_open.av, "open", lambda *_, **__: may_end.wait(20) and 1 / 0)
     with pytest.raises(SourceError, match=r"sent nothing for 0\.1 s"):
         next(iter(url_source("rtsp://cam.invalid/x", replace(QUICK, open_timeout_s=0.1))))
     may_end.set()

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keyface.pipeline.capture import FileSource
-from keyface.pipeline.performance import SAMPLE_RATE_HZ, Performance
-from keyface.pipeline.sample_clip import FPS, n_frames, sample_frames, write_sample_clip, write_voice
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.sample.clip import FPS, n_frames, sample_frames, write_sample_clip, write_voice
+from keyface.pipeline.sample.performance import SAMPLE_RATE_HZ, Performance
 
 
 class DotPortrait:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from keyface.pipeline.scene_cut import SceneCutDetector
+from keyface.pipeline.faces.scene_cut import SceneCutDetector
 
 Image = npt.NDArray[np.uint8]
 

@@ -22,10 +22,10 @@ from odd_media import (
 from sink_cases import copy, info_of, leftovers, length_s, safe, times
 
 from keyface.configs.errors import SinkError, SourceError
-from keyface.pipeline.capture import FileSource
 from keyface.pipeline.frame import Frame
-from keyface.pipeline.sink import Mp4Sink
-from keyface.pipeline.sink_metadata import without_pictures
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.media.metadata import without_pictures
+from keyface.pipeline.media.sink import Mp4Sink
 
 BASELINE = pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi"])
 

@@ -16,10 +16,10 @@ from odd_media import Sound, picture, write_sound_only, write_video
 from sink_cases import copy, info_of, leftovers, safe, times
 
 from keyface.configs.errors import SinkError, SourceError
-from keyface.pipeline.capture import FileSource
 from keyface.pipeline.frame import Frame, seal
-from keyface.pipeline.partial import PartialFile
-from keyface.pipeline.sink import ComparisonWriter, Mp4Sink
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.media.partial import PartialFile
+from keyface.pipeline.media.sink import ComparisonWriter, Mp4Sink
 
 # --- failures -----------------------------------------------------------------------------------------
 
@@ -112,9 +112,9 @@ def test_a_real_limit_of_file_size_is_survived(tmp_path: Path) -> None:
 import resource, signal, sys
 import numpy as np
 from keyface.configs.errors import SinkError
-from keyface.pipeline.capture import FileSource
+from keyface.pipeline.media.capture import FileSource
 from keyface.pipeline.frame import Frame, seal
-from keyface.pipeline.sink import Mp4Sink
+from keyface.pipeline.media.sink import Mp4Sink
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with FileSource({str(tmp_path / "source.mkv")!r}) as source:
     info = source.info

@@ -27,12 +27,12 @@ from mjpeg_server import mjpeg_server
 from keyface.configs.errors import SinkError, SourceError, StageError, UsageError
 from keyface.pipeline.face import AnalysedFrame
 from keyface.pipeline.frame import Frame, SafeFrame
-from keyface.pipeline.identity import Identities, IdentityOptions
-from keyface.pipeline.key import Key
-from keyface.pipeline.live import LiveOptions, live_analysis, run_live
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_sink_recording import RecordingSink
-from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.run import LiveOptions, live_analysis, run_live
+from keyface.pipeline.live.sink_recording import RecordingSink
+from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
+from keyface.pipeline.people.identity import Identities, IdentityOptions
+from keyface.pipeline.people.key import Key
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -244,10 +244,10 @@ def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
     from real_chain import Likeness, open_looker, portraits
 
     from keyface.pipeline.assemble import make_parts, open_portrait
-    from keyface.pipeline.live import LIVE_IDENTITY
-    from keyface.pipeline.performance import Performance
+    from keyface.pipeline.live.run import LIVE_IDENTITY
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.pipeline.sample_clip import write_sample_clip
+    from keyface.pipeline.sample.clip import write_sample_clip
+    from keyface.pipeline.sample.performance import Performance
 
     options = ProcessOptions(threads=1)
     clip = tmp_path / "person.mp4"

@@ -22,7 +22,7 @@ from fault_chain import (
 from mjpeg_server import mjpeg_server
 
 from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 from keyface.tools import stream_command
 from keyface.tools.main import main
 

@@ -18,9 +18,9 @@ from fault_chain import no_threads_left
 from page_cases import TOKEN
 
 from keyface.pipeline.chain import ChainParts
-from keyface.pipeline.key import Key
-from keyface.pipeline.live_control import LiveControls
-from keyface.pipeline.live_keys import KEYS
+from keyface.pipeline.live.control import LiveControls
+from keyface.pipeline.live.keys import KEYS
+from keyface.pipeline.people.key import Key
 from keyface.tools import stream_command
 
 pytestmark = pytest.mark.timeout(60)

@@ -14,11 +14,11 @@ from live_chain import Screen, Steering
 from live_sink_cases import Receiver, free_port, push, rtmp
 
 from keyface.pipeline.frame import SafeFrame
-from keyface.pipeline.live import LiveReport, run_live
-from keyface.pipeline.live_address import parse_source
-from keyface.pipeline.live_sink_recording import RecordingSink
-from keyface.pipeline.live_source import LiveSource
-from keyface.pipeline.live_source_options import LiveSourceOptions
+from keyface.pipeline.live.address import parse_source
+from keyface.pipeline.live.run import LiveReport, run_live
+from keyface.pipeline.live.sink_recording import RecordingSink
+from keyface.pipeline.live.source import LiveSource
+from keyface.pipeline.live.source_options import LiveSourceOptions
 
 pytestmark = pytest.mark.timeout(120)
 

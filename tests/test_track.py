@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyface.pipeline.face import Detection, Face, FaceMesh
-from keyface.pipeline.track import DETECTION_SIGMA, BoxFilter, Tracker, TrackOptions, cut_portrait
+from keyface.pipeline.faces.track import DETECTION_SIGMA, BoxFilter, Tracker, TrackOptions, cut_portrait
 
 IMAGE = np.zeros((400, 600, 3), np.uint8)
 FPS = 25.0

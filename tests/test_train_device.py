@@ -17,7 +17,7 @@ def test_what_judges_training_makes_nothing_on_another_device(models: Any) -> No
     from keyface.models.face_measure import FaceMeasure
     from keyface.models.generator import Generator256
     from keyface.models.train_motion import MotionConfig, controls_of, motion_loss
-    from keyface.pipeline import canonical_face as canonical
+    from keyface.pipeline.faces import canonical
 
     rigid = canonical.RIGID_INDEX
     models.ensure(["mobilefacenet"])

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="training needs PyTorch: pip install 'keyfac
 from keyface.configs.errors import UsageError
 from keyface.configs.people_split import people_of, split_of
 from keyface.models import rendered_people
-from keyface.pipeline.projector import Projector
+from keyface.pipeline.people.projector import Projector
 from keyface.tools.main import main
 from keyface.tools.train_photos import PARTS, list_photos
 

@@ -17,9 +17,9 @@ from test_evaluate import write_clip
 
 from keyface.configs.errors import UsageError
 from keyface.models.warp_pairs import Pairs, View, load_pairs, make_pairs
-from keyface.pipeline.canonical_face import CANONICAL_XYZ
-from keyface.pipeline.geometry import pose_from_mesh, rotation_from_ypr
-from keyface.pipeline.keypoints import _SHAPES, KeypointModel
+from keyface.pipeline.faces.canonical import CANONICAL_XYZ
+from keyface.pipeline.faces.geometry import pose_from_mesh, rotation_from_ypr
+from keyface.pipeline.reenact.keypoints import _SHAPES, KeypointModel
 from keyface.tools import train_warp
 from keyface.tools.main import main
 

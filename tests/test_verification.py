@@ -1,4 +1,4 @@
-"""pipeline/verification.py, unlinkability.py and frechet.py against distributions with known answers."""
+"""pipeline/measure/verification.py, unlinkability.py and frechet.py against distributions with known answers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from keyface.pipeline.frechet import frechet_distance
-from keyface.pipeline.unlinkability import unlinkability
-from keyface.pipeline.verification import (
+from keyface.pipeline.measure.frechet import frechet_distance
+from keyface.pipeline.measure.unlinkability import unlinkability
+from keyface.pipeline.measure.verification import (
     AreaUnderCurve,
     EqualError,
     Scores,

@@ -13,9 +13,15 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from keyface.configs.errors import ModelStoreError
-from keyface.pipeline.key import Key
-from keyface.pipeline.projector import Projector
-from keyface.pipeline.virtual import N_NEAR, TRUNCATION, IdentityBasis, VirtualIdentities, secret_rotation
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.people.projector import Projector
+from keyface.pipeline.people.virtual import (
+    N_NEAR,
+    TRUNCATION,
+    IdentityBasis,
+    VirtualIdentities,
+    secret_rotation,
+)
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models/weights/identity.safetensors"
 SHIPPED_PROJECTOR = SHIPPED.with_name("projector.safetensors")

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from keyface.configs.schema import load_preset
 from keyface.engines.open import open_engine
-from keyface.pipeline.key import Key
+from keyface.pipeline.people.key import Key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NETWORKS = ("warp_source", "warp_motion", "warp_decode")

@@ -15,7 +15,7 @@ from test_keypoints import mesh  # noqa: E402
 
 from keyface.models.warp_export import export_warp, stored_in_half  # noqa: E402
 from keyface.models.warp_mobile import COARSE_POINTS, FINE_POINTS, Spread, WarpMobile, WarpSizes, warp  # noqa: E402
-from keyface.pipeline.keypoints import unit_points  # noqa: E402
+from keyface.pipeline.reenact.keypoints import unit_points  # noqa: E402
 
 SMALL = WarpSizes(features=8, details=4, coarse=4, fine=4, middle=8, deep=12, shallow=8)
 

@@ -17,11 +17,11 @@ from keyface.configs.errors import EngineError
 from keyface.pipeline import guard
 from keyface.pipeline.face import BLENDSHAPE_NAMES, Face, ReenactedFrame
 from keyface.pipeline.inline import InlineChain
-from keyface.pipeline.key import Key
-from keyface.pipeline.puppet import Person, Puppet
-from keyface.pipeline.reenact import Pace, Reenactor
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.reenact.puppet import Person, Puppet
+from keyface.pipeline.reenact.reenactor import Pace, Reenactor
+from keyface.pipeline.reenact.warp_puppet import WarpPuppet, make_actor
 from keyface.pipeline.stage import StagePlan
-from keyface.pipeline.warp_puppet import WarpPuppet, make_actor
 
 AT_REST = np.concatenate([np.zeros(2), REST]).astype(np.float32)
 

@@ -20,7 +20,7 @@ def person(seed: int = 3, n: int = 1) -> F32:
 def w_plus(models: Any, seed: int = 3, n: int = 1, psi: float = 0.7) -> F32:
     """W+ (n, 23, 512) of such people, near the mean face."""
     from keyface.engines.open import open_engine
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.people.virtual import IdentityBasis
 
     mean = IdentityBasis.load(models.path("identity_basis")).w_mean
     with open_engine(models.path("mapping"), backend="onnxruntime", threads=1) as engine:

@@ -159,7 +159,7 @@ def restrict_cores(count: int) -> None:
 
 def make_key(folder: Path) -> Path:
     """A random key that is used once."""
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
 
     path = folder / "bench.key"
     with Key.generate() as key:

@@ -123,7 +123,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _measure_chain(
     args: argparse.Namespace, folder: Path, skipped: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
-    from keyface.pipeline.capture import FileSource
+    from keyface.pipeline.media.capture import FileSource
     from keyface.tools import bench_chain
 
     source = args.clip or bench_chain.make_sample_clip(folder)
@@ -162,7 +162,7 @@ def _arranged(args: argparse.Namespace, source: Path, folder: Path) -> Path:
     """The clip itself, or a copy of the wanted size, length and number of faces."""
     if args.faces == 1 and not (args.width or args.size or args.frames):
         return source
-    from keyface.pipeline.sink_bench import write_bench_clip
+    from keyface.pipeline.measure.bench_clip import write_bench_clip
 
     target = folder / "input.mp4"
     write_bench_clip(

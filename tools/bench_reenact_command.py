@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The whole report, see configs/bench_reenact_report.py."""
     from keyface.engines.archive import sha256_of
     from keyface.pipeline.assemble import make_parts, model_names, network_opener
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.process_options import ProcessOptions
     from keyface.tools import bench_chain, bench_reenact
     from keyface.tools.process_command import ensure_models
@@ -72,9 +72,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _frames(args: argparse.Namespace, store: ModelStore, stack: ExitStack) -> Iterable[Frame]:
     """Those of the clip, or of a generated person's performance, which is rendered beforehand."""
     from keyface.pipeline.assemble import open_portrait
-    from keyface.pipeline.capture import FileSource
-    from keyface.pipeline.performance import Performance
-    from keyface.pipeline.sample_clip import FPS, sample_frames
+    from keyface.pipeline.media.capture import FileSource
+    from keyface.pipeline.sample.clip import FPS, sample_frames
+    from keyface.pipeline.sample.performance import Performance
 
     count = _SKIPPED + (args.frames or _FRAMES)
     if args.clip is not None:

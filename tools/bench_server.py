@@ -1,4 +1,4 @@
-"""A stream server that a benchmark starts, kills, freezes and replaces by noise; see `pipeline/live_drops.py`."""
+"""A stream server that a benchmark starts, kills, freezes and replaces by noise; see `pipeline/faults/drops.py`."""
 
 from __future__ import annotations
 

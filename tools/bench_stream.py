@@ -27,7 +27,7 @@ _ROTATE_AFTER_S, _ROTATE_WITHIN_S = 6.0, 30.0
 
 def make_clips(sources: Sequence[Path], folder: Path, faces: Sequence[int]) -> dict[int, Path]:
     """Clips of `SIZE_WH` at `FPS`, which show so many faces each."""
-    from keyface.pipeline.sink_bench import write_bench_clip
+    from keyface.pipeline.measure.bench_clip import write_bench_clip
 
     made = {}
     for count in faces:
@@ -126,9 +126,9 @@ def measure_rotation(clip: Path, parts: Any) -> dict[str, Any]:
         about that moment, `usual_gap_ms`: the median of the run; `mosaics_between`: frames with a mosaic from the
         request until half a second after the change.
     """
-    from keyface.pipeline.key import Key
-    from keyface.pipeline.live import LiveReport
-    from keyface.pipeline.live_control import LiveControls
+    from keyface.pipeline.live.control import LiveControls
+    from keyface.pipeline.live.run import LiveReport
+    from keyface.pipeline.people.key import Key
 
     controls, watch = LiveControls(), _Watch()
     moments: dict[str, float] = {}
@@ -181,9 +181,9 @@ def _rotation_figures(watch: _Watch, moments: dict[str, float]) -> dict[str, Any
 
 
 def _run_looped(clip: Path, parts: Any, sinks: Sequence[Any], controls: Any, on_tick: Any) -> Any:
-    from keyface.pipeline.live import LiveOptions, run_live
-    from keyface.pipeline.live_address import parse_source
-    from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+    from keyface.pipeline.live.address import parse_source
+    from keyface.pipeline.live.run import LiveOptions, run_live
+    from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
     source = LiveSource(parse_source(str(clip)), LiveSourceOptions(is_looped=True))
     report, _ = run_live(source, sinks, parts, LiveOptions(), controls=controls, on_tick=on_tick)
@@ -198,9 +198,9 @@ def measure_soak(clip: Path, parts: Any, seconds: float) -> dict[str, Any]:
         One value per interval of 60 s, or a twelfth of the time where that is shorter. `memory_drift`: the last
         quarter's memory over that of the second one, less 1.
     """
-    from keyface.pipeline.live import LiveReport
-    from keyface.pipeline.live_control import LiveControls
-    from keyface.pipeline.live_sink import NullSink
+    from keyface.pipeline.live.control import LiveControls
+    from keyface.pipeline.live.run import LiveReport
+    from keyface.pipeline.live.sink import NullSink
 
     every_s = min(60.0, seconds / 12)
     controls, began_s = LiveControls(), time.monotonic()

@@ -141,8 +141,8 @@ def _options(args: argparse.Namespace) -> Any:
 def _parts(key_file: Path, args: argparse.Namespace) -> Any:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.assemble import make_parts
-    from keyface.pipeline.key import Key
-    from keyface.pipeline.live import LIVE_IDENTITY, live_analysis
+    from keyface.pipeline.live.run import LIVE_IDENTITY, live_analysis
+    from keyface.pipeline.people.key import Key
 
     with Key.load(key_file) as key:
         return make_parts(ModelStore(), key, _options(args), analyse=live_analysis(), identity=LIVE_IDENTITY)

@@ -95,11 +95,11 @@ class CommandServer:
 
 def measure_drops(url: str, command: str, n_drops: int, parts: ChainParts, *, seed: int) -> dict[str, Any]:
     """Runs the chain on a stream that fails `n_drops` times; see `DropRun.to_json`."""
-    from keyface.pipeline.live import LiveOptions, run_live
-    from keyface.pipeline.live_address import parse_source
-    from keyface.pipeline.live_drops import DropRun
-    from keyface.pipeline.live_sink import NullSink
-    from keyface.pipeline.live_source import LiveSource, LiveSourceOptions
+    from keyface.pipeline.faults.drops import DropRun
+    from keyface.pipeline.live.address import parse_source
+    from keyface.pipeline.live.run import LiveOptions, run_live
+    from keyface.pipeline.live.sink import NullSink
+    from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
     with CommandServer(command, url) as server:
         source = LiveSource(parse_source(url), LiveSourceOptions(silence_s=1.0, open_timeout_s=2.0))

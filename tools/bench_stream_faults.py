@@ -15,8 +15,8 @@ from keyface.configs.errors import UsageError
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.chain import ChainParts
-    from keyface.pipeline.fault_judge import LeakJudge
-    from keyface.pipeline.fault_stages import FaultBoard
+    from keyface.pipeline.faults.judge import LeakJudge
+    from keyface.pipeline.faults.stages import FaultBoard
 
 _DETECTOR, _RECOGNISERS = "scrfd_500m", ("w600k_mbf", "edgeface_s")
 _PIECE = 1000  # frames
@@ -36,7 +36,7 @@ def count_leaks(
     Returns:
         The `faults` of the report: what was counted with real rendering and with a picture in its place.
     """
-    from keyface.pipeline.fault_run import merge_counts
+    from keyface.pipeline.faults.run import merge_counts
 
     done = _read_state(state, seed)
     totals: dict[str, dict[str, Any]] = {}
@@ -84,9 +84,9 @@ class _FaultBench:
     ) -> None:
         from keyface.engines.open import open_engine
         from keyface.engines.store import ModelStore
-        from keyface.pipeline.fault_run import load_clip
-        from keyface.pipeline.fault_stand_in import choose_stand_in
-        from keyface.pipeline.measure_faces import Scrfd
+        from keyface.pipeline.faults.run import load_clip
+        from keyface.pipeline.faults.stand_in import choose_stand_in
+        from keyface.pipeline.measure.eyes import Scrfd
         from keyface.tools.evaluate_command import pull_judges
 
         self._store, self._backend = ModelStore(), backend
@@ -106,7 +106,7 @@ class _FaultBench:
 
     def run_piece(self, number: int, seed: int, n_frames: int) -> dict[str, Any]:
         """One piece; see `count_leaks`."""
-        from keyface.pipeline.fault_run import run_faults
+        from keyface.pipeline.faults.run import run_faults
 
         kind = "real" if number % _REAL_EVERY == 0 else "canned"
         make: Callable[[FaultBoard], ChainParts] = self._real if kind == "real" else self._canned
@@ -130,8 +130,8 @@ class _FaultBench:
 
     def _judge(self) -> LeakJudge:
         from keyface.configs.evaluation import load_evaluation
-        from keyface.pipeline.fault_judge import LeakJudge
-        from keyface.pipeline.measure_faces import Recogniser
+        from keyface.pipeline.faults.judge import LeakJudge
+        from keyface.pipeline.measure.eyes import Recogniser
 
         limits = load_evaluation().recognisers
         eyes = [
@@ -142,8 +142,8 @@ class _FaultBench:
 
     def _canned(self, board: FaultBoard) -> ChainParts:
         from keyface.pipeline.chain import ChainParts
-        from keyface.pipeline.fault_stages import CannedReenactor
-        from keyface.pipeline.paste import Paster
+        from keyface.pipeline.faults.stages import CannedReenactor
+        from keyface.pipeline.paste.paster import Paster
 
         analyse = faulty_analysis(self._store, board, self._backend)
         return ChainParts(
@@ -154,8 +154,8 @@ class _FaultBench:
         from dataclasses import replace
 
         from keyface.pipeline.assemble import make_parts
-        from keyface.pipeline.key import Key
-        from keyface.pipeline.live import LIVE_IDENTITY
+        from keyface.pipeline.live.run import LIVE_IDENTITY
+        from keyface.pipeline.people.key import Key
 
         with Key.generate() as key:
             parts = make_parts(self._store, key, _options(self._backend), identity=LIVE_IDENTITY)
@@ -165,11 +165,11 @@ class _FaultBench:
 def faulty_analysis(store: ModelStore, board: FaultBoard, backend: str) -> Any:
     """The real analysis, with faults."""
     from keyface.pipeline.assemble import network_opener
-    from keyface.pipeline.detect import YuNetDetector
-    from keyface.pipeline.fault_stages import FaultyAnalyser
-    from keyface.pipeline.landmarks import LiteRtLandmarker
-    from keyface.pipeline.live import live_analysis
-    from keyface.pipeline.recognise import Recogniser
+    from keyface.pipeline.faces.detect import YuNetDetector
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
+    from keyface.pipeline.faces.recognise import Recogniser
+    from keyface.pipeline.faults.stages import FaultyAnalyser
+    from keyface.pipeline.live.run import live_analysis
 
     network = network_opener(store, _options(backend))
     return FaultyAnalyser(

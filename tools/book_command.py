@@ -14,7 +14,7 @@ from keyface.configs.errors import UsageError
 from keyface.tools.book_options import BIOMETRIC, book_path, open_key
 
 if TYPE_CHECKING:
-    from keyface.pipeline.book_file import BookFile
+    from keyface.pipeline.people.book_file import BookFile
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,7 +75,7 @@ def _add_export(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does one action and prints what was done."""
-    from keyface.pipeline.book_file import PURPOSE, BookFile
+    from keyface.pipeline.people.book_file import PURPOSE, BookFile
 
     actions: dict[str, Callable[[argparse.Namespace, BookFile, ExitStack], dict[str, Any]]] = {
         "list": _list, "forget": _forget, "export": _export, "import": _import,
@@ -109,7 +109,7 @@ def _list(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[st
 
 
 def _forget(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[str, Any]:
-    from keyface.pipeline.book_file import Entry
+    from keyface.pipeline.people.book_file import Entry
 
     if bool(args.people) + args.all + (args.before is not None) != 1:
         raise UsageError("Say whom to forget.", "Give ids, or --all, or --before DAY.")
@@ -130,7 +130,7 @@ def _forget(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[
 
 
 def _export(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[str, Any]:
-    from keyface.pipeline.book_file import PURPOSE, entry_to_json, seal_book, write_private
+    from keyface.pipeline.people.book_file import PURPOSE, entry_to_json, seal_book, write_private
 
     if args.plain and args.for_key is not None:
         raise UsageError("--plain and --for exclude each other.", "Choose one.")
@@ -165,8 +165,8 @@ def _export(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[
 
 
 def _import(args: argparse.Namespace, book: BookFile, stack: ExitStack) -> dict[str, Any]:
-    from keyface.pipeline.book import merged
-    from keyface.pipeline.book_file import PURPOSE, BookFile, Entry
+    from keyface.pipeline.people.book import merged
+    from keyface.pipeline.people.book_file import PURPOSE, BookFile, Entry
 
     key = open_key(args.key, stack)
     other = BookFile(args.file, key.derive(PURPOSE, 32))
@@ -213,6 +213,6 @@ def _day(text: str) -> str:
 
 def _cohort() -> Any:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.people.virtual import IdentityBasis
 
     return IdentityBasis.load(ModelStore().path("identity_basis")).cohort

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from keyface.configs.errors import UsageError
 
 if TYPE_CHECKING:
-    from keyface.pipeline.book import IdentityBook
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.book import IdentityBook
+    from keyface.pipeline.people.key import Key
 
 BIOMETRIC = (
     "The book holds embeddings of faces. They are biometric data (GDPR, article 9): it is encrypted, and needs the "
@@ -50,7 +50,7 @@ def open_book(args: argparse.Namespace, key: Key | None, stack: ExitStack) -> Id
         UsageError: a book without a key.
         BookError: it is missing, damaged, or of another key; nothing may run then.
     """
-    from keyface.pipeline.book import IdentityBook
+    from keyface.pipeline.people.book import IdentityBook
 
     is_asked = args.book is not None or args.remember
     if key is None or args.key_file is None:
@@ -71,7 +71,7 @@ def open_book(args: argparse.Namespace, key: Key | None, stack: ExitStack) -> Id
 
 def open_key(path: Path, stack: ExitStack) -> Key:
     """The key in a file, closed with `stack`; asks for its passphrase. Raises KeyFileError and UsageError."""
-    from keyface.pipeline.key import Key, is_locked
+    from keyface.pipeline.people.key import Key, is_locked
     from keyface.tools.keygen_command import ask_passphrase
 
     key = stack.enter_context(Key.load(path, ask_passphrase(path) if is_locked(path) else None))

@@ -12,7 +12,7 @@ from keyface.configs.errors import SinkError, UsageError
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
 
 ORIGINAL, ANONYMISED, COMPARISON, SHEET = (
     "original.mp4", "anonymised.mp4", "side-by-side.mp4", "contact-sheet.png",
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the clip, anonymises it, and says where everything is."""
-    from keyface.pipeline.contact_sheet import contact_sheet, moments, write_picture
+    from keyface.pipeline.media.contact_sheet import contact_sheet, moments, write_picture
 
     _check(args)
     store = _models(is_quiet=args.quiet)
@@ -89,9 +89,9 @@ def _make_clip(args: argparse.Namespace, store: ModelStore, path: Path) -> None:
     from tqdm import tqdm
 
     from keyface.pipeline.assemble import open_portrait
-    from keyface.pipeline.performance import Performance
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.pipeline.sample_clip import n_frames, write_sample_clip
+    from keyface.pipeline.sample.clip import n_frames, write_sample_clip
+    from keyface.pipeline.sample.performance import Performance
 
     performance = Performance(args.seconds)
     is_silent = args.quiet or not sys.stderr.isatty()
@@ -103,7 +103,7 @@ def _make_clip(args: argparse.Namespace, store: ModelStore, path: Path) -> None:
 
 
 def _key(path: Path) -> Key:
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
 
     if not path.exists():
         with Key.generate() as key:

@@ -17,8 +17,8 @@ from keyface.tools.evaluate_reenactors_command import CLIP_SUFFIXES, add_reenact
 if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.evaluation import Evaluation
-    from keyface.pipeline.measure_video import Eyes
+    from keyface.pipeline.measure.evaluation import Evaluation
+    from keyface.pipeline.measure.video import Eyes
 
 _DETECTOR = "scrfd_500m"
 _LANDMARKER = "face_landmarker"
@@ -93,9 +93,9 @@ def open_eyes(*, threads: int = 1) -> Iterator[tuple[Eyes, EvaluationConfig]]:
     from keyface.configs.evaluation import load_evaluation
     from keyface.engines.open import open_engine
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.landmarks_mediapipe import MediaPipeLandmarker
-    from keyface.pipeline.measure_faces import Recogniser, Scrfd
-    from keyface.pipeline.measure_video import Eyes
+    from keyface.pipeline.faces.landmarks_mediapipe import MediaPipeLandmarker
+    from keyface.pipeline.measure.eyes import Recogniser, Scrfd
+    from keyface.pipeline.measure.video import Eyes
 
     config, store = load_evaluation(), ModelStore()
     names = [_DETECTOR, *config.recognisers]
@@ -147,8 +147,8 @@ def _evaluate(
 ) -> Evaluation:
     from tqdm import tqdm
 
-    from keyface.pipeline.evaluation import evaluate
-    from keyface.pipeline.measure_video import measure_video
+    from keyface.pipeline.measure.evaluation import evaluate
+    from keyface.pipeline.measure.video import measure_video
 
     dump = args.dump / original.stem if args.dump and args.evaluate_kind == "videos" else args.dump
     with tqdm(desc=original.name, unit="frame", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -162,7 +162,7 @@ def _json(
     results: list[Evaluation], failures: dict[str, str], config: EvaluationConfig, kind: str
 ) -> dict[str, Any]:
     from keyface.engines.machine import describe_machine, package_versions
-    from keyface.pipeline.evaluation import to_json
+    from keyface.pipeline.measure.evaluation import to_json
 
     around = {
         "machine": describe_machine().as_dict(),
@@ -181,7 +181,7 @@ def _json(
 
 def _lines(result: Evaluation) -> list[str]:
     """The report on one clip."""
-    from keyface.pipeline.evaluation import figure_rows
+    from keyface.pipeline.measure.evaluation import figure_rows
 
     a, b = result.measures.original, result.measures.anonymised
     lines = [

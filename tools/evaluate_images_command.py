@@ -17,15 +17,15 @@ from keyface.configs.errors import SinkError, StageError, UsageError
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.book import IdentityBook
     from keyface.pipeline.chain import ChainParts
-    from keyface.pipeline.evaluation_keys import EvaluationKeys
-    from keyface.pipeline.key import Key
-    from keyface.pipeline.people_folder import Photo
-    from keyface.pipeline.people_report import PeopleReport
-    from keyface.pipeline.people_table import PeopleTable
+    from keyface.pipeline.measure.evaluation_keys import EvaluationKeys
+    from keyface.pipeline.measure.people_folder import Photo
+    from keyface.pipeline.measure.people_render import Rendered, Task
+    from keyface.pipeline.measure.people_report import PeopleReport
+    from keyface.pipeline.measure.people_table import PeopleTable
+    from keyface.pipeline.people.book import IdentityBook
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.pipeline.render_people import Rendered, Task
 
 _SPLITS = ("all", "train", "validation", "test")
 
@@ -85,10 +85,10 @@ class _Work:
     """One evaluation: what is to be made, where it lies, and how it is measured."""
 
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
-        from keyface.pipeline.evaluation_keys import EvaluationKeys
-        from keyface.pipeline.people_folder import find_photos
+        from keyface.pipeline.measure.evaluation_keys import EvaluationKeys
+        from keyface.pipeline.measure.people_folder import find_photos
+        from keyface.pipeline.measure.people_render import Rendered, recipe
         from keyface.pipeline.process_options import ProcessOptions
-        from keyface.pipeline.render_people import Rendered, recipe
         from keyface.tools.process_command import ensure_models
 
         split = None if args.split == "all" else args.split
@@ -108,7 +108,7 @@ class _Work:
 
     def render_all(self) -> None:
         """All that is missing; what hangs on what was made before comes last, on this program alone."""
-        from keyface.pipeline.evaluation_keys import BOOK, RECOVERED
+        from keyface.pipeline.measure.evaluation_keys import BOOK, RECOVERED
 
         first = [task for task in self.tasks if task.condition not in (BOOK, RECOVERED)]
         todo = self._rendered.todo(first)
@@ -129,7 +129,7 @@ class _Work:
         from tqdm import tqdm
 
         from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
-        from keyface.pipeline.render_people import render
+        from keyface.pipeline.measure.people_render import render
 
         todo = self._rendered.todo(tasks)
         if not todo:
@@ -150,8 +150,8 @@ class _Work:
 
     def _book_of(self, task: Task, key: Key) -> IdentityBook | None:
         """The identity book of the condition `book`, opened once and kept; None for other conditions."""
-        from keyface.pipeline.book import IdentityBook
-        from keyface.pipeline.evaluation_keys import BOOK
+        from keyface.pipeline.measure.evaluation_keys import BOOK
+        from keyface.pipeline.people.book import IdentityBook
 
         if task.condition != BOOK:
             return None
@@ -163,8 +163,8 @@ class _Work:
     def measure(self) -> PeopleReport:
         """Looks at everything and forms the figures."""
         from keyface.configs.papers import load_papers
-        from keyface.pipeline.people_figures import measure_figures
-        from keyface.pipeline.people_report import PeopleReport
+        from keyface.pipeline.measure.people_figures import measure_figures
+        from keyface.pipeline.measure.people_report import PeopleReport
         from keyface.tools.photo_eyes import open_photo_eyes
 
         with open_photo_eyes() as (eyes, config):
@@ -186,8 +186,8 @@ class _Work:
         from tqdm import tqdm
 
         from keyface.configs.errors import SourceError
-        from keyface.pipeline.measure_people import MEASURES_FOLDER, SeenFaces
-        from keyface.pipeline.people_table import PeopleTable, Row
+        from keyface.pipeline.measure.people_table import PeopleTable, Row
+        from keyface.pipeline.measure.seen_faces import MEASURES_FOLDER, SeenFaces
 
         seen = SeenFaces(self._args.out / MEASURES_FOLDER, [r.name for r in eyes.recognisers])
         rows, n_faceless = [], 0
@@ -232,7 +232,7 @@ def _ending_clip(parts: ChainParts, book: IdentityBook) -> Callable[[], None]:
 
 def plan_tasks(photos: Sequence[Photo], *, n_extra: int, with_book: bool = False) -> list[Task]:
     """Every photo under the shared key and its person's own; some, of different people, in all other ways."""
-    from keyface.pipeline.evaluation_keys import (
+    from keyface.pipeline.measure.evaluation_keys import (
         BOOK,
         KEY_LENGTHS,
         OWN,
@@ -240,7 +240,7 @@ def plan_tasks(photos: Sequence[Photo], *, n_extra: int, with_book: bool = False
         SHARED,
         bits_condition,
     )
-    from keyface.pipeline.render_people import Task
+    from keyface.pipeline.measure.people_render import Task
 
     tasks = [Task(photo, condition) for photo in photos for condition in (SHARED, OWN)]
     firsts = {photo.person: photo for photo in reversed(photos)}
@@ -254,7 +254,7 @@ def plan_tasks(photos: Sequence[Photo], *, n_extra: int, with_book: bool = False
 
 def _load_key(args: argparse.Namespace, stack: ExitStack) -> Key:
     """The key; a passphrase that was typed is handed on to the helping programs in their environment."""
-    from keyface.pipeline.key import Key, is_locked
+    from keyface.pipeline.people.key import Key, is_locked
     from keyface.tools.keygen_command import ask_passphrase
 
     passphrase = ask_passphrase(args.key_file) if is_locked(args.key_file) else None
@@ -269,8 +269,8 @@ def _load_key(args: argparse.Namespace, stack: ExitStack) -> Key:
 def _write_files(
     report: PeopleReport, table: PeopleTable, rendered: Rendered, args: argparse.Namespace
 ) -> None:
-    from keyface.pipeline.people_pictures import write_pictures
-    from keyface.pipeline.people_report import to_json, to_markdown
+    from keyface.pipeline.measure.people_pictures import write_pictures
+    from keyface.pipeline.measure.people_report import to_json, to_markdown
 
     try:
         (args.out / "figures.json").write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
@@ -283,7 +283,7 @@ def _write_files(
 
 
 def _tell(report: PeopleReport, args: argparse.Namespace) -> int:
-    from keyface.pipeline.people_report import to_json, to_markdown
+    from keyface.pipeline.measure.people_report import to_json, to_markdown
 
     print(json.dumps(to_json(report), indent=2) if args.json else to_markdown(report))
     if not args.json and not args.quiet:

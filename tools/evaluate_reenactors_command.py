@@ -18,11 +18,11 @@ from keyface.configs.schema import ReenactorName
 if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.key import Key
-    from keyface.pipeline.measure_self import SelfEyes, SelfMeasures, WarpNetworks
-    from keyface.pipeline.measure_video import Eyes
+    from keyface.pipeline.measure.reenactor_report import ClipFigures, ReenactorReport
+    from keyface.pipeline.measure.self_reenactment import SelfEyes, SelfMeasures, WarpNetworks
+    from keyface.pipeline.measure.video import Eyes
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.process_options import ProcessOptions
-    from keyface.pipeline.reenactor_report import ClipFigures, ReenactorReport
     from keyface.pipeline.summary import Summary
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -67,7 +67,7 @@ def add_reenactors_parser(kinds: Any) -> None:
 
 def run_reenactors(args: argparse.Namespace) -> int:
     """Returns 0; with --strict 1 when a figure misses its target or a clip was left out."""
-    from keyface.pipeline.reenactor_report import to_json, to_markdown
+    from keyface.pipeline.measure.reenactor_report import to_json, to_markdown
 
     if args.every < 1 or args.timed < 0:
         raise UsageError(f"--every {args.every} --timed {args.timed}: want 1 or more, and 0 or more.")
@@ -134,7 +134,7 @@ class _Work:
     def measure(self) -> ReenactorReport:
         """Does all clips; one that cannot be read or processed is told and left out."""
         from keyface.engines.machine import describe_machine, package_versions
-        from keyface.pipeline.reenactor_report import ReenactorReport
+        from keyface.pipeline.measure.reenactor_report import ReenactorReport
 
         for clip in self._clips:
             try:
@@ -169,7 +169,7 @@ class _Work:
         ]
 
     def _do(self, clip: Path) -> None:
-        from keyface.pipeline.reenactor_report import ClipFigures
+        from keyface.pipeline.measure.reenactor_report import ClipFigures
 
         rows, outputs = [], {}
         for name in self._options:
@@ -203,9 +203,9 @@ class _Work:
             return process_video(clip, output, parts=parts, options=options, on_tick=bar)
 
     def _figures(self, clip: Path, output: Path, summary: Summary) -> dict[str, float | None]:
-        from keyface.pipeline.evaluation import evaluate
-        from keyface.pipeline.measure_video import measure_video
-        from keyface.pipeline.reenactor_report import clip_figures
+        from keyface.pipeline.measure.evaluation import evaluate
+        from keyface.pipeline.measure.reenactor_report import clip_figures
+        from keyface.pipeline.measure.video import measure_video
 
         measures = measure_video(clip, output, self._eyes, every=self._args.every)
         return clip_figures(evaluate(measures, self._config.targets), summary)
@@ -213,7 +213,7 @@ class _Work:
     def _time(self, clip: Path) -> None:
         """Adds the times of a clip's largest face to those before, both reenactors in turn on the same frames."""
         from keyface.pipeline.assemble import EnginePool, make_parts, network_opener
-        from keyface.pipeline.capture import FileSource
+        from keyface.pipeline.media.capture import FileSource
         from keyface.tools import bench_reenact
 
         with ExitStack() as stack:
@@ -230,13 +230,13 @@ class _Work:
             bench_reenact.measure(frames, chains, n_skipped=_SETTLING, faces="largest")
 
     def _measure_self(self, clip: Path) -> SelfMeasures:
-        from keyface.pipeline.measure_self import measure_self
+        from keyface.pipeline.measure.self_reenactment import measure_self
 
         with open_self_judges(self._store, self._eyes) as (eyes, networks):
             return measure_self(clip, eyes, networks, every=self._args.every, until_s=self._args.end)
 
     def _draw(self, clip: Path, outputs: Mapping[str, Path], measured: SelfMeasures | None) -> None:
-        from keyface.pipeline.reenactor_pictures import write_self_sheet, write_side_by_side
+        from keyface.pipeline.measure.reenactor_pictures import write_self_sheet, write_side_by_side
 
         folder = self._args.out / "sheets"
         _make_folder(folder)
@@ -251,9 +251,9 @@ class _Work:
 def open_self_judges(store: ModelStore, eyes: Eyes) -> Iterator[tuple[SelfEyes, WarpNetworks]]:
     """Opens what self-reenactment needs: the warping networks, the product's landmarks, LPIPS."""
     from keyface.engines.open import open_engine
-    from keyface.pipeline.keypoints import KeypointModel
-    from keyface.pipeline.landmarks import LiteRtLandmarker
-    from keyface.pipeline.measure_self import SelfEyes, WarpNetworks
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
+    from keyface.pipeline.measure.self_reenactment import SelfEyes, WarpNetworks
+    from keyface.pipeline.reenact.keypoints import KeypointModel
 
     with ExitStack() as stack:
         names = ("warp_source", "warp_motion", "warp_decode", _LPIPS)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from keyface.pipeline.face import F32
-    from keyface.pipeline.measure_people import PhotoEyes
+    from keyface.pipeline.measure.seen_faces import PhotoEyes
 
 F64 = npt.NDArray[np.float64]
 

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the key and prints its fingerprint."""
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
 
     passphrase = ask_new_passphrase() if args.passphrase else None
     with Key.generate() as key:

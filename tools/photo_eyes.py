@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from keyface.configs.evaluation import EvaluationConfig
     from keyface.configs.manifest import ModelEntry
     from keyface.engines.engine import Engine
-    from keyface.pipeline.measure_people import Embeds, PhotoEyes
+    from keyface.pipeline.measure.seen_faces import Embeds, PhotoEyes
 
 _DETECTOR, _LANDMARKER, _INCEPTION = "scrfd_500m", "face_landmarker", "inception"
 
@@ -25,9 +25,9 @@ def open_photo_eyes(
     from keyface.configs.evaluation import load_evaluation
     from keyface.engines.open import open_engine
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.landmarks_mediapipe import MediaPipeLandmarker
-    from keyface.pipeline.measure_faces import Scrfd
-    from keyface.pipeline.measure_people import PhotoEyes
+    from keyface.pipeline.faces.landmarks_mediapipe import MediaPipeLandmarker
+    from keyface.pipeline.measure.eyes import Scrfd
+    from keyface.pipeline.measure.seen_faces import PhotoEyes
 
     config, store = load_evaluation(), ModelStore()
     names = [_DETECTOR, *config.image_recognisers, *([_INCEPTION] if with_inception else [])]
@@ -47,8 +47,8 @@ def open_photo_eyes(
 
 
 def _judge(entry: ModelEntry, engine: Engine, threshold: float) -> Embeds:
-    from keyface.pipeline.measure_faces import Recogniser
-    from keyface.pipeline.photo_judges import FaceNetJudge, PointsJudge
+    from keyface.pipeline.measure.eyes import Recogniser
+    from keyface.pipeline.measure.photo_judges import FaceNetJudge, PointsJudge
 
     if entry.name == "facenet":
         return FaceNetJudge(entry.name, engine, entry.mean, entry.std)

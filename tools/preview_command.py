@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import KeyFileError, UsageError
 
 if TYPE_CHECKING:
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.preview import PreviewedFace
     from keyface.pipeline.process_options import ProcessOptions
 
@@ -85,8 +85,8 @@ class _Proposal:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the sheet and saves what was chosen."""
-    from keyface.pipeline.contact_sheet import write_picture
-    from keyface.pipeline.photo import read_photo
+    from keyface.pipeline.media.contact_sheet import write_picture
+    from keyface.pipeline.media.photo import read_photo
     from keyface.pipeline.preview import preview_sheet
     from keyface.tools.book_options import open_key
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Everything that can be known to be wrong before anything is made."""
-    from keyface.pipeline.photo import PHOTO_SUFFIXES
+    from keyface.pipeline.media.photo import PHOTO_SUFFIXES
 
     if not 0 <= args.reroll <= _MOST_PROPOSALS:
         raise UsageError(f"--reroll: got {args.reroll}.", f"Legal: 0 to {_MOST_PROPOSALS}.")
@@ -142,8 +142,8 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
 
 
 def _proposals(args: argparse.Namespace, key: Key, photo: Any, stack: ExitStack) -> list[_Proposal]:
-    from keyface.pipeline.book import IdentityBook
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.book import IdentityBook
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.preview import Previewer
     from keyface.tools.book_options import book_path
     from keyface.tools.process_command import ensure_models

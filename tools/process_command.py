@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
     from keyface.pipeline.assemble import EnginePool
     from keyface.pipeline.batch import Job, ResumeLog
-    from keyface.pipeline.book import IdentityBook
-    from keyface.pipeline.key import Key
+    from keyface.pipeline.people.book import IdentityBook
+    from keyface.pipeline.people.key import Key
     from keyface.pipeline.process_options import ProcessOptions
     from keyface.pipeline.summary import Summary
 
@@ -247,7 +247,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
 
 
 def load_key(args: argparse.Namespace, stack: ExitStack) -> Key | None:
-    from keyface.pipeline.key import Key, is_locked
+    from keyface.pipeline.people.key import Key, is_locked
     from keyface.tools.keygen_command import ask_passphrase
 
     if args.redact_only:

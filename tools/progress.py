@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from keyface.pipeline.capture import SourceInfo
+    from keyface.pipeline.media.capture import SourceInfo
     from keyface.pipeline.runner import RunReport
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import KeyfaceError, UsageError
 
 if TYPE_CHECKING:
-    from keyface.pipeline.book import IdentityBook
     from keyface.pipeline.chain import ChainParts
-    from keyface.pipeline.key import Key
-    from keyface.pipeline.live import LiveReport
-    from keyface.pipeline.live_address import SourceAddress
-    from keyface.pipeline.live_board import LiveBoard
-    from keyface.pipeline.live_control import LiveControls
-    from keyface.pipeline.live_page import LivePage
-    from keyface.pipeline.live_sink import LiveSink
+    from keyface.pipeline.live.address import SourceAddress
+    from keyface.pipeline.live.board import LiveBoard
+    from keyface.pipeline.live.control import LiveControls
+    from keyface.pipeline.live.page import LivePage
+    from keyface.pipeline.live.run import LiveReport
+    from keyface.pipeline.live.sink import LiveSink
+    from keyface.pipeline.people.book import IdentityBook
+    from keyface.pipeline.people.key import Key
 
 TOKEN_VARIABLE = "KEYFACE_PAGE_TOKEN"
 
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Streams until the end; returns 0 when it came on purpose."""
-    from keyface.pipeline.live_log import log_event
+    from keyface.pipeline.live.log import log_event
     from keyface.tools.stream_console import open_log
 
     args = args.flags.settle(args)
@@ -74,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
-    from keyface.pipeline.live import LiveOptions, run_live
-    from keyface.pipeline.live_address import read_source
-    from keyface.pipeline.live_log import figures, log_event
-    from keyface.pipeline.live_metrics import sink_kind
-    from keyface.pipeline.live_source import LiveSource
+    from keyface.pipeline.live.address import read_source
+    from keyface.pipeline.live.log import figures, log_event
+    from keyface.pipeline.live.metrics import sink_kind
+    from keyface.pipeline.live.run import LiveOptions, run_live
+    from keyface.pipeline.live.source import LiveSource
     from keyface.tools.book_options import open_book
     from keyface.tools.stream_console import ConsoleLine, sentence, summary
 
@@ -116,7 +116,7 @@ def _stream(args: argparse.Namespace, stack: ExitStack) -> int:
 
 
 def _all_of(board: LiveBoard, line: Callable[[LiveReport], None] | None) -> Callable[[LiveReport], None]:
-    from keyface.pipeline.live_log import EventWatch
+    from keyface.pipeline.live.log import EventWatch
 
     watch = EventWatch(board)
 
@@ -130,7 +130,7 @@ def _all_of(board: LiveBoard, line: Callable[[LiveReport], None] | None) -> Call
 
 
 def _controls(args: argparse.Namespace, stack: ExitStack) -> LiveControls:
-    from keyface.pipeline.live_control import LiveControls
+    from keyface.pipeline.live.control import LiveControls
 
     try:
         controls = LiveControls(mode=args.start_mode, shows_boxes=args.boxes, quality=args.quality)
@@ -141,7 +141,7 @@ def _controls(args: argparse.Namespace, stack: ExitStack) -> LiveControls:
 
 
 def _board(controls: LiveControls, source: Any) -> LiveBoard:
-    from keyface.pipeline.live_board import LiveBoard
+    from keyface.pipeline.live.board import LiveBoard
 
     return LiveBoard(controls, source=source.address.label, problem=lambda: str(source.status.problem))
 
@@ -150,7 +150,7 @@ def _keys(
     args: argparse.Namespace, stack: ExitStack, controls: LiveControls
 ) -> tuple[Key | None, Callable[[], None] | None]:
     """The key to begin with, and what asks for the next one."""
-    from keyface.pipeline.key_ring import KeyRing
+    from keyface.pipeline.people.key_ring import KeyRing
     from keyface.tools.keygen_command import ask_passphrase
 
     if args.redact_only:
@@ -175,9 +175,9 @@ def _sinks(
     board: LiveBoard,
     rotate: Callable[[], None] | None,
 ) -> tuple[list[LiveSink], LivePage | None]:
-    from keyface.pipeline.live_keys import LiveKeys
-    from keyface.pipeline.live_page import LivePage
-    from keyface.pipeline.live_sink import make_sink
+    from keyface.pipeline.live.keys import LiveKeys
+    from keyface.pipeline.live.page import LivePage
+    from keyface.pipeline.live.sink import make_sink
 
     texts = args.sinks or ["virtual"]
     pages = [text for text in texts if text == "page" or text.startswith("page:")]
@@ -195,7 +195,7 @@ def _sinks(
 
 
 def _page_options(args: argparse.Namespace, text: str) -> Any:
-    from keyface.pipeline.live_page import DEFAULT_PORT, PageOptions
+    from keyface.pipeline.live.page import DEFAULT_PORT, PageOptions
 
     port = text.partition(":")[2] or str(DEFAULT_PORT)
     if not port.isdecimal():
@@ -226,7 +226,7 @@ def _tell_page(page: LivePage, is_quiet: bool) -> None:
 
 def _parts(args: argparse.Namespace, key: Key | None, book: IdentityBook | None) -> ChainParts:
     from keyface.pipeline.assemble import make_parts
-    from keyface.pipeline.live import LIVE_IDENTITY, live_analysis
+    from keyface.pipeline.live.run import LIVE_IDENTITY, live_analysis
     from keyface.pipeline.process_options import ProcessOptions
     from keyface.tools.process_command import ensure_models
 
@@ -240,7 +240,7 @@ def _parts(args: argparse.Namespace, key: Key | None, book: IdentityBook | None)
 
 
 def _source_options(args: argparse.Namespace) -> Any:
-    from keyface.pipeline.live_source import LiveSourceOptions
+    from keyface.pipeline.live.source import LiveSourceOptions
 
     if (args.width is None) != (args.height is None):
         raise UsageError("--width and --height belong together.", "Give both or none.")

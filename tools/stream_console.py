@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import SinkError
 
 if TYPE_CHECKING:
-    from keyface.pipeline.live import LiveReport
-    from keyface.pipeline.live_board import LiveBoard
-    from keyface.pipeline.live_sink import LiveSink
-    from keyface.pipeline.live_source import LiveSource
+    from keyface.pipeline.live.board import LiveBoard
+    from keyface.pipeline.live.run import LiveReport
+    from keyface.pipeline.live.sink import LiveSink
+    from keyface.pipeline.live.source import LiveSource
 
 _LINE_EVERY_S = 1.0
 _MODES = {"live": "", "mosaic": "  MOSAIC ONLY", "slate": "  PAUSED"}
@@ -74,7 +74,7 @@ def open_log(target: str, stack: ExitStack) -> None:
     Raises:
         SinkError: it cannot be written.
     """
-    from keyface.pipeline.live_log import JsonLines
+    from keyface.pipeline.live.log import JsonLines
 
     handler: logging.Handler
     if target == "-":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from keyface.pipeline.live_keys import keys_text
+from keyface.pipeline.live.keys import keys_text
 from keyface.tools.book_options import add_book_options
 from keyface.tools.reenactor_option import add_reenactor_option
 

@@ -222,7 +222,7 @@ def _head(args: argparse.Namespace) -> dict[str, Any]:
 def _controls(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from keyface.pipeline.detect import YuNetDetector
+    from keyface.pipeline.faces.detect import YuNetDetector
     from keyface.tools.train_controls import ControlReader, list_sources, read_controls
 
     sources = list_sources(args.data)
@@ -324,9 +324,9 @@ def _face_looks(
     """Embedding and covered share of the face in FFHQ-aligned pictures, uint8 (256, 256, 3)."""
     import numpy as np
 
-    from keyface.pipeline.face_cover import covered_share
-    from keyface.pipeline.geometry import points_5_from_mesh
-    from keyface.pipeline.recognise import Recogniser
+    from keyface.pipeline.faces.geometry import points_5_from_mesh
+    from keyface.pipeline.faces.recognise import Recogniser
+    from keyface.pipeline.reenact.face_cover import covered_share
 
     box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256  # where FFHQ's alignment puts the face
     with ExitStack() as stack:

@@ -13,12 +13,12 @@ import numpy as np
 
 from keyface.configs.errors import SourceError, UsageError
 from keyface.pipeline.batch import kind_of
-from keyface.pipeline.capture import FileSource
-from keyface.pipeline.detect import Detector
 from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.faces.detect import Detector
+from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.photo import PHOTO_SUFFIXES, read_photo
+from keyface.pipeline.media.capture import FileSource
+from keyface.pipeline.media.photo import PHOTO_SUFFIXES, read_photo
 
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
 MIN_SCORE = 0.7  # below it the mesh is not trusted

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
     from keyface.models.face_measure import FaceMeasure
     from keyface.models.population import F32, Mapping
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
     from keyface.pipeline.frame import ImageRgb
-    from keyface.pipeline.landmarks import LiteRtLandmarker
 
 
 def models(args: argparse.Namespace, *names: str) -> ModelStore:
@@ -50,8 +50,8 @@ def mapping_network(store: ModelStore, args: argparse.Namespace) -> Iterator[Map
 
 def keyed_people(store: ModelStore) -> Callable[[int, np.random.Generator], F32]:
     """(n, rng) -> w (n, 512) of people as random keys make them, by the store's projector."""
-    from keyface.pipeline.projector import Projector
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.people.projector import Projector
+    from keyface.pipeline.people.virtual import IdentityBasis
 
     projector = Projector.load(store.path("projector"))
     basis = IdentityBasis.load(store.path("identity_basis"))
@@ -69,7 +69,7 @@ def keyed_people(store: ModelStore) -> Callable[[int, np.random.Generator], F32]
 def landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
     """The product's landmarks; closed on leaving."""
     from keyface.engines.open import open_engine
-    from keyface.pipeline.landmarks import LiteRtLandmarker
+    from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 
     mesh, shapes = (open_engine(store.path(n), name=n, threads=1) for n in ("face_mesh", "face_blendshapes"))
     found = LiteRtLandmarker(mesh, shapes)
@@ -83,7 +83,7 @@ def landmarker(store: ModelStore) -> Iterator[LiteRtLandmarker]:
 def recognisers(store: ModelStore, args: argparse.Namespace) -> Iterator[Callable[[ImageRgb, F32], F32]]:
     """Picture and five points (5, 2) -> unit embeddings (2, 128) by SFace and MobileFaceNet."""
     from keyface.configs.manifest import load_manifest
-    from keyface.pipeline.align import align_arcface
+    from keyface.pipeline.faces.align import align_arcface
 
     facts = load_manifest()["mobilefacenet"]
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (facts.mean, facts.std))
@@ -108,7 +108,7 @@ def recognisers(store: ModelStore, args: argparse.Namespace) -> Iterator[Callabl
 def face_measure(store: ModelStore, *recogniser_names: str) -> FaceMeasure:
     """The differentiable judges of training, with these recognisers."""
     from keyface.models.face_measure import FaceMeasure
-    from keyface.pipeline import canonical_face as canonical
+    from keyface.pipeline.faces import canonical
 
     rigid = canonical.RIGID_INDEX
     return FaceMeasure(

@@ -10,13 +10,13 @@ import numpy as np
 
 from keyface.models.train_motion import WantedMotions
 from keyface.models.warp_pairs import SIDE_PX, View
-from keyface.pipeline.detect import YuNetDetector
 from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.faces.detect import YuNetDetector
+from keyface.pipeline.faces.geometry import ffhq_quad, frame_from_quad, invert_affine, points_5_from_mesh
+from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import ffhq_quad, frame_from_quad, invert_affine, points_5_from_mesh
-from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.motion import amplified, controls_of
-from keyface.pipeline.puppet import Puppet
+from keyface.pipeline.reenact.motion import amplified, controls_of
+from keyface.pipeline.reenact.puppet import Puppet
 
 _FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * SIDE_PX
 

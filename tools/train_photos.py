@@ -18,12 +18,12 @@ from keyface.configs.errors import SourceError, UsageError
 from keyface.configs.people_split import Split, split_of
 from keyface.models.arrays import read_arrays, write_arrays
 from keyface.models.projector_data import Photos
-from keyface.pipeline.detect import Detector
 from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.faces.detect import Detector
+from keyface.pipeline.faces.geometry import points_5_from_mesh
+from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.frame import ImageRgb
-from keyface.pipeline.geometry import points_5_from_mesh
-from keyface.pipeline.landmarks import Landmarker
-from keyface.pipeline.photo import PHOTO_SUFFIXES, read_photo
+from keyface.pipeline.media.photo import PHOTO_SUFFIXES, read_photo
 
 SAVE_EVERY = 200
 PARTS: tuple[Split, ...] = ("train", "validation", "test")

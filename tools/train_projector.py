@@ -41,7 +41,7 @@ from keyface.tools.train_renders import Renderer, find_drivers, open_renderer
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.people.virtual import IdentityBasis
 
 _MODELS = (
     "mapping", "synthesis_256", "synthesis_1024", "head256", "face_mesh", "face_blendshapes", "yunet_dynamic",
@@ -56,7 +56,7 @@ class _Workshop:
     """What every part of the training needs."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from keyface.pipeline.virtual import IdentityBasis
+        from keyface.pipeline.people.virtual import IdentityBasis
 
         self.args = args
         self.until_s = time.monotonic() + args.seconds if math.isfinite(args.seconds) else math.inf
@@ -198,7 +198,7 @@ def _loop(shop: _Workshop, guess: Guess) -> GeneratorLoop:
 
 @contextmanager
 def _photo_reader(shop: _Workshop) -> Iterator[PhotoReader]:
-    from keyface.pipeline.detect import DetectOptions, YuNetDetector
+    from keyface.pipeline.faces.detect import DetectOptions, YuNetDetector
 
     with ExitStack() as stack:
         detector = YuNetDetector(

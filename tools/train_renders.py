@@ -13,13 +13,13 @@ import numpy as np
 
 from keyface.models.projector import ROWS_OF_GROUP
 from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, VirtualFace
+from keyface.pipeline.faces.geometry import box_from_mesh, points_5_from_mesh
+from keyface.pipeline.faces.recognise import Recogniser
 from keyface.pipeline.frame import Frame, ImageRgb
-from keyface.pipeline.geometry import box_from_mesh, points_5_from_mesh
-from keyface.pipeline.mirror import look_at_pasted
-from keyface.pipeline.motion import MotionMap, amplified, controls_of, transfer
-from keyface.pipeline.place import fit_frame_from_crop
-from keyface.pipeline.puppet import Puppet, ReenactEngines
-from keyface.pipeline.recognise import Recogniser
+from keyface.pipeline.paste.place import fit_frame_from_crop
+from keyface.pipeline.reenact.mirror import look_at_pasted
+from keyface.pipeline.reenact.motion import MotionMap, amplified, controls_of, transfer
+from keyface.pipeline.reenact.puppet import Puppet, ReenactEngines
 from keyface.tools import train_networks
 from keyface.tools.train_photos import PARTS, PersonPhoto, PhotoReader
 
@@ -27,7 +27,7 @@ MAX_DRIVER_DEG = 16.0
 
 if TYPE_CHECKING:
     from keyface.engines.store import ModelStore
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.people.virtual import IdentityBasis
 
 
 def look_of(crop_rgb: ImageRgb) -> F32:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keyface.models.population import F32
     from keyface.models.train_warp import Drive, WarpConfig, WarpTraining
     from keyface.models.warp_pairs import Pairs, Perform
-    from keyface.pipeline.keypoints import KeypointModel
+    from keyface.pipeline.reenact.keypoints import KeypointModel
 
 _SIDE_PX = 256
 
@@ -48,10 +48,10 @@ def pairs(args: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _generated(args: argparse.Namespace) -> Iterator[Perform]:
     from keyface.models import motion_data, population
-    from keyface.pipeline.motion import MotionMap
-    from keyface.pipeline.puppet import Puppet, ReenactEngines
-    from keyface.pipeline.recognise import Recogniser
-    from keyface.pipeline.virtual import IdentityBasis
+    from keyface.pipeline.faces.recognise import Recogniser
+    from keyface.pipeline.people.virtual import IdentityBasis
+    from keyface.pipeline.reenact.motion import MotionMap
+    from keyface.pipeline.reenact.puppet import Puppet, ReenactEngines
     from keyface.tools.train_controls import load_controls
     from keyface.tools.train_performers import GeneratedPerformer
 
@@ -81,7 +81,7 @@ def _generated(args: argparse.Namespace) -> Iterator[Perform]:
 @contextmanager
 def _clips(args: argparse.Namespace) -> Iterator[Perform]:
     """Person n: other frames of clip n * clips // people, so that all clips have as many."""
-    from keyface.pipeline.detect import YuNetDetector
+    from keyface.pipeline.faces.detect import YuNetDetector
     from keyface.tools.train_performers import ClipPerformer, list_clips
 
     clips = list_clips(args.clips)
@@ -108,8 +108,8 @@ def _clips(args: argparse.Namespace) -> Iterator[Perform]:
 
 def first_shot_frames(clip: Path) -> int:
     """Frames before the first scene cut. Raises SourceError."""
-    from keyface.pipeline.capture import FileSource
-    from keyface.pipeline.scene_cut import SceneCutDetector
+    from keyface.pipeline.faces.scene_cut import SceneCutDetector
+    from keyface.pipeline.media.capture import FileSource
 
     cuts, count = SceneCutDetector(), 0
     with FileSource(clip) as source:
@@ -122,7 +122,7 @@ def first_shot_frames(clip: Path) -> int:
 
 def pick_frames(clip: Path, wanted: Sequence[int] | np.ndarray) -> list[Any]:
     """uint8 (H, W, 3) of the frames with these numbers, in the order of the numbers given. Raises SourceError."""
-    from keyface.pipeline.capture import FileSource
+    from keyface.pipeline.media.capture import FileSource
 
     found: dict[int, Any] = {}
     numbers = [int(number) for number in wanted]
@@ -166,7 +166,7 @@ def keypoints(args: argparse.Namespace) -> dict[str, Any]:
 def shapes_of(found: Pairs) -> Shapes:
     """The canonical points of all views, and how each source frame lies in its crop."""
     from keyface.models.keypoints import Shapes
-    from keyface.pipeline.keypoints import fit_pose, unit_points
+    from keyface.pipeline.reenact.keypoints import fit_pose, unit_points
 
     n_people, n_views = found.points.shape[:2]
     canonical = np.zeros_like(found.points)
@@ -189,7 +189,7 @@ def warp(args: argparse.Namespace) -> dict[str, Any]:
     from keyface.models.lpips import Lpips
     from keyface.models.train_warp import Judges, train_warp
     from keyface.models.warp_export import export_warp
-    from keyface.pipeline.keypoints import KeypointModel
+    from keyface.pipeline.reenact.keypoints import KeypointModel
 
     config = _config(args)
     train, held = load_all_pairs(args.pairs, args.held)
@@ -245,7 +245,7 @@ def load_all_pairs(folders: Sequence[Path], n_held: int) -> tuple[Pairs, Pairs]:
 def drive_of(model: KeypointModel, found: Pairs) -> Drive:
     """(person, source view, driving view) -> the points (478, 3) that the keypoint model predicts."""
     from keyface.pipeline.face import FaceMesh
-    from keyface.pipeline.keypoints import SourceShape
+    from keyface.pipeline.reenact.keypoints import SourceShape
 
     sources: dict[tuple[int, int], SourceShape] = {}
 

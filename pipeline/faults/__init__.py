@@ -1,0 +1,1 @@
+"""Faults made on purpose, and the count of raw faces that come out."""

@@ -1,0 +1,1 @@
+"""Streams: live sources and sinks, controls, the status page, figures and logs."""

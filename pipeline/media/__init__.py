@@ -1,0 +1,1 @@
+"""Files of video, sound and photos: reading, writing, colour."""

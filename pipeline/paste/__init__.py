@@ -1,0 +1,1 @@
+"""What is put into the picture: virtual faces, blended in, and mosaics; safe frames are sealed here."""

@@ -1,0 +1,1 @@
+"""Who stands in for whom: keys, embeddings, virtual identities and the book of people seen."""

@@ -1,0 +1,1 @@
+"""Virtual people in motion: casting, rendering, warping, and looks at the result."""

@@ -1,0 +1,150 @@
+"""The warping reenactor: one rendering of the virtual person, moved.
+
+Per person once: the generator renders the person at rest, looking ahead; `warp_source` makes features of that
+picture and of the mesh in it. Per frame: the person's own keypoints with the wanted pose and expression
+(`KeypointModel.driving`, eq. 1-4 of FaceVid2Vid) -> `warp_motion`, what goes where, in float32 -> `warp_decode`,
+warp, occlusion and decoder -> the picture. Nothing of the driver gets here but 54 controls.
+
+What cannot be shown is refused with a reason, so that the face is mosaicked; a network that fails or whose output
+is not finite raises, and then all faces of the frame are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from keyface.configs.errors import EngineError
+from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.frame import ImageRgb, RedactionReason
+from keyface.pipeline.reenact.keypoints import KeypointModel, SourceShape
+from keyface.pipeline.reenact.motion import POSE_SCALE_DEG, MotionMap
+from keyface.pipeline.reenact.puppet import Actor, Person, Puppet, ReenactEngines, pixels_of
+
+SIDE_PX = 256
+# Yaw and pitch: what `ReenactOptions` lets through, with both corrections at their most.
+_MAX_ASKED = np.array([60.0, 50.0], np.float32) / POSE_SCALE_DEG
+
+
+def make_actor(
+    engines: ReenactEngines, motion: MotionMap, resting: F32, keypoints: KeypointModel | None
+) -> Actor:
+    """The warping reenactor's where there are keypoints, else the generator's own.
+
+    Args:
+        resting: (52,) blendshapes of people at rest.
+
+    Raises:
+        ValueError: there are keypoints, and the engines lack the networks that warp.
+    """
+    if keypoints is None:
+        return Puppet(engines, motion)
+    return WarpPuppet(engines, motion, resting, keypoints)
+
+
+@dataclass(frozen=True, slots=True)
+class WarpSource:
+    """What a person is shown from.
+
+    Attributes:
+        shape: the person's keypoints in the source picture.
+        points: (1, 478, 3) those of `shape`, for `warp_motion`.
+        seen: the source picture, uint8 (256, 256, 3), and the mesh in it.
+        look: what `warp_decode` gets in each frame: `image` (1, 3, 256, 256) [-1, 1], `features`, `details`.
+    """
+
+    shape: SourceShape
+    points: F32
+    seen: tuple[ImageRgb, FaceMesh]
+    look: Mapping[str, F32]
+
+
+class WarpPuppet:
+    """`Actor`: renders a person once and warps that picture for each frame. See `make_actor`."""
+
+    def __init__(
+        self, engines: ReenactEngines, motion: MotionMap, resting: F32, keypoints: KeypointModel
+    ) -> None:
+        if engines.warp is None:
+            raise ValueError("warp puppet: got no engines that warp")
+        self._renderer, self._warp, self._keypoints = Puppet(engines, motion), engines.warp, keypoints
+        self._at_rest = np.concatenate([np.zeros(2, np.float32), resting]).astype(np.float32)
+        # A reason: there is nothing to show this person from. Goes with the person.
+        self._sources: WeakKeyDictionary[Person, WarpSource | RedactionReason] = WeakKeyDictionary()
+
+    def meet(self, w: F32) -> Person | None:
+        """See `Actor`. What the person is shown from is made when it is first shown: a live picture waits for one
+        rendering a frame, not for two."""
+        return self._renderer.meet(w)
+
+    def ask(self, blendshapes: F32, rest: F32) -> F32:
+        """See `Actor`: as wanted, since the network was trained on what its pictures were measured to show."""
+        del rest
+        return blendshapes
+
+    def show(
+        self, person: Person, wanted: F32, previous: FaceMesh | None
+    ) -> tuple[ImageRgb, FaceMesh | None] | RedactionReason:
+        """See `Actor`. Refused are: motion that is not finite ("implausible"), a pose beyond what the reenactor may
+        ask ("extreme_pose"), a person in whose own picture no usable face is found ("reenactment_failed")."""
+        if not np.isfinite(wanted).all():
+            return "implausible"
+        if (np.abs(wanted[:2]) > _MAX_ASKED).any():
+            return "extreme_pose"
+        source = self._sources.get(person)
+        if source is None:
+            source = self._sources[person] = self._source(person)
+        if isinstance(source, str):
+            return source
+        driving = self._keypoints.driving(source.shape, wanted)
+        if not np.isfinite(driving).all():
+            return "implausible"
+        crop = self._moved(source, wanted, driving)
+        return crop, self.look(crop, previous)
+
+    def source_of(self, person: Person) -> tuple[ImageRgb, FaceMesh] | None:
+        """See `Actor`."""
+        source = self._sources.get(person)
+        return source.seen if isinstance(source, WarpSource) else None
+
+    def look(self, crop_rgb: ImageRgb, previous: FaceMesh | None) -> FaceMesh | None:
+        """See `Actor`."""
+        return self._renderer.look(crop_rgb, previous)
+
+    def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
+        """See `Actor`."""
+        return self._renderer.embed(crop_rgb, mesh)
+
+    def _moved(self, source: WarpSource, wanted: F32, driving: F32) -> ImageRgb:
+        controls = np.concatenate([wanted, source.shape.controls])[None].astype(np.float32)
+        points = {"source_points": source.points, "driving_points": driving[None]}
+        motion = self._warp.motion.run({**points, "controls": controls})
+        picture = self._warp.decode.run({**source.look, **motion, "controls": controls})["picture"][0]
+        return pixels_of(picture, "warp_decode")
+
+    def _source(self, person: Person) -> WarpSource | RedactionReason:
+        crop, mesh = self._renderer.show(person, self._at_rest, person.own_mesh)
+        if mesh is None:  # without a hint, in case the face had moved out of it
+            mesh = self.look(crop, None)
+        if mesh is None:
+            return "reenactment_failed"
+        try:
+            shape = self._keypoints.source(mesh, crop.shape[0])
+        except ValueError:  # the mesh is not finite or has no extent
+            return "reenactment_failed"
+        image = np.ascontiguousarray((crop.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1))[None]
+        points = shape.points[None]
+        made = self._warp.source.run({"image": image, "points": points})
+        features = {name: _finite(made, name) for name in ("features", "details")}
+        return WarpSource(shape, points, (crop, mesh), {"image": image, **features})
+
+
+def _finite(outputs: Mapping[str, F32], name: str) -> F32:
+    found = outputs.get(name)
+    if found is None or not np.isfinite(found).all():
+        problem = "are missing" if found is None else "are not finite"
+        raise EngineError(f"warp_source: the {name} {problem}.", "Try --backend onnxruntime.")
+    return found
