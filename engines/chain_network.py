@@ -83,7 +83,8 @@ def _open_on_card(store: ModelStore, name: str, backend: BackendName, options: E
 def _precision(name: str, backend: BackendName, options: EngineOptions) -> Precision:
     """Half where the back-end can and the options allow less than float32, but not for what decides."""
     network = GPU_NETWORKS.get(name)
-    may_be_half = network is not None and not network.decides and options.precision != "f32"
+    is_exact = network is None or network.decides or network.needs_float32
+    may_be_half = not is_exact and options.precision != "f32"
     return "f16" if may_be_half and "f16" in BACKENDS[backend].precisions else "f32"
 
 

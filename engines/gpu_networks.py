@@ -28,6 +28,7 @@ class GpuNetwork:
         opens_batch: the file says a batch of 1, and takes any.
         keeps_start: what comes before the first layer stays in float32 (see `half_precision`).
         decides: what it says decides who somebody becomes, so it runs in float32 unless asked otherwise.
+        needs_float32: it works with coordinates, which half precision cannot hold: never anything else.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GpuNetwork:
     opens_batch: bool = False
     keeps_start: bool = False
     decides: bool = False
+    needs_float32: bool = False
 
 
 def _batch(*rest: int, most: int = MAX_FACES) -> ShapeRange:
@@ -66,6 +68,40 @@ GPU_NETWORKS: dict[str, GpuNetwork] = {
         GpuNetwork(
             name="synthesis_1024", source="synthesis_1024", ranges={"w_plus": _batch(23, 512, most=4)}
         ),
+        GpuNetwork(
+            name="warp_source",
+            source="warp_source",
+            ranges={
+                "image": _batch(3, 256, 256),
+                "points": _batch(478, 3),
+            },
+            needs_float32=True,
+        ),
+        GpuNetwork(
+            name="warp_motion",
+            source="warp_motion",
+            ranges={
+                "source_points": _batch(478, 3),
+                "driving_points": _batch(478, 3),
+                "controls": _batch(108),
+            },
+            needs_float32=True,
+        ),
+        GpuNetwork(
+            name="warp_decode",
+            source="warp_decode",
+            ranges={
+                "image": _batch(3, 256, 256),
+                "features": _batch(48, 64, 64),
+                "details": _batch(16, 128, 128),
+                "grid_64": _batch(64, 64, 2),
+                "grid_128": _batch(128, 128, 2),
+                "grid_256": _batch(256, 256, 2),
+                "raster_64": _batch(16, 64, 64),
+                "raster_128": _batch(9, 128, 128),
+                "controls": _batch(108),
+            },
+        ),
     )
 }
 
@@ -92,6 +128,8 @@ def graph_for(network: GpuNetwork, path: Path, precision: Precision) -> bytes:
         raise EngineError(f"{path} is not an ONNX file: {error}.", "Run 'keyface models pull'.") from error
     if network.opens_batch:
         model = half_precision.open_batch(model)
+    if precision == "f16" and network.needs_float32:
+        raise EngineError(f"{network.name}: half precision cannot hold its coordinates.", "Legal: f32.")
     if precision == "f16":
         kept = half_precision.nodes_before_first_layer(model) if network.keeps_start else ()
         model = half_precision.to_half(model, keep_float32=kept)

@@ -89,13 +89,16 @@ def requests_for(
 
     Args:
         paths: manifest entry -> verified ONNX file, of each network's `source`.
-        precisions: None: half for every network, and float32 too for those that decide who somebody becomes.
+        precisions: None: half for every network, and float32 too for those that decide who somebody becomes. What
+            needs float32 gets it whatever is asked.
         names: networks; none: all of the chain.
     """
     requests = []
     for name in names or GPU_NETWORKS:
         network = gpu_network(name)
         wanted = precisions or (("f16", "f32") if network.decides else ("f16",))
+        if network.needs_float32:
+            wanted = ("f32",)
         requests += [BuildRequest(network, paths[network.source], precision) for precision in wanted]
     return requests
 

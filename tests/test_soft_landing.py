@@ -156,7 +156,15 @@ def _card_backend(opened: list[OpenRequest], problem: str = "") -> Backend:
 
 
 @pytest.mark.parametrize(
-    ("name", "want"), [("synthesis_256", "f16"), ("sface_fast", "f32"), ("face_mesh", "f32")]
+    ("name", "want"),
+    [
+        ("synthesis_256", "f16"),
+        ("warp_decode", "f16"),
+        ("sface_fast", "f32"),
+        ("face_mesh", "f32"),
+        ("warp_motion", "f32"),
+        ("warp_source", "f32"),
+    ],
 )
 def test_half_renders_and_float32_decides(
     store: Any, monkeypatch: pytest.MonkeyPatch, name: str, want: str
