@@ -206,7 +206,7 @@ def test_servers_that_cannot_serve_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_short_measurement_end_to_end(models: Any, capsys: pytest.CaptureFixture[str]) -> None:
     del models  # are there
     words = ["bench", "stream", "--parts", "one,rotation", "--seconds", "3", "--soak", "6", "--json"]
