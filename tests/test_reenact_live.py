@@ -57,7 +57,7 @@ def test_a_search_takes_one_rendering_a_frame_and_ends_as_in_a_file(
     reenactor = make()
     reenactor.pace = LIVE
     waited = until_shown(reenactor, face, world)
-    assert 3 * 3 <= waited <= 3 * 4 + ReenactOptions().rehearsals + 2
+    assert 3 * 3 <= waited <= 3 * 5 + ReenactOptions().rehearsals + 2
     assert world.candidates[-1] == 2
 
 

@@ -125,7 +125,8 @@ class Casting:
             yield
             if person is None:
                 continue
-            seen = _Candidate(number, person, *self._at_rest(person, driver))
+            alone, cover = yield from self._at_rest(person, driver)
+            seen = _Candidate(number, person, alone, cover)
             if seen.cover > self._o.max_cover:
                 covered.append(seen)
                 yield
@@ -146,10 +147,10 @@ class Casting:
     def _likeness(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
         """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`alike`):
         of the virtual person at rest from the front, and of the face pasted over the driver's."""
-        alone, _ = self._at_rest(person, driver)
+        alone, _ = yield from self._at_rest(person, driver)
         return (yield from self._pasted(person, alone, driver, scene))
 
-    def _at_rest(self, person: Person, driver: F32) -> tuple[float, float]:
+    def _at_rest(self, person: Person, driver: F32) -> Generator[None, None, tuple[float, float]]:
         """How like the driver a person is at rest from the front, and how covered; infinite and 0 where no face is
         found. Cover is seen in the rendering that others are made from, where there is one: so it is the same
         whichever way people are shown."""
@@ -158,6 +159,7 @@ class Casting:
         crop, mesh = (None, None) if isinstance(shown, str) else shown
         if crop is None or mesh is None:
             return math.inf, 0.0
+        yield
         source, own = self._puppet.source_of(person) or (crop, mesh)
         return self.alike(self._puppet.embed(crop, mesh), driver), face_cover(source, own.points_xyz).excess
 
