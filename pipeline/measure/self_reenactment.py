@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from keyface.configs.errors import EngineError
 from keyface.pipeline.face import F32, Detection, FaceMesh
 from keyface.pipeline.faces.align import align_ffhq_mesh, cut_out
 from keyface.pipeline.faces.geometry import iou_matrix
@@ -30,6 +29,7 @@ from keyface.pipeline.measure.video import ReadsMesh
 from keyface.pipeline.paste.place import OVAL, fit_frame_from_crop
 from keyface.pipeline.reenact.keypoints import KeypointModel, SourceShape
 from keyface.pipeline.reenact.motion import controls_of
+from keyface.pipeline.reenact.warp_puppet import look_at_source, moved_picture
 
 SIDE_PX = 256
 _FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * SIDE_PX  # where the face lies in FFHQ's crop
@@ -100,24 +100,15 @@ class _Source:
 
     def __init__(self, crop_rgb: ImageRgb, mesh: FaceMesh, networks: WarpNetworks) -> None:
         self._networks = networks
-        self.crop_rgb = crop_rgb
         self.shape: SourceShape = networks.keypoints.source(mesh, SIDE_PX)
-        self._points = self.shape.points[None]
-        image = _as_input(crop_rgb)
-        self._look = {"image": image, **networks.source.run({"image": image, "points": self._points})}
+        self.crop_rgb = crop_rgb
+        self._source = look_at_source(networks.source.run, self.shape, crop_rgb, mesh)
 
     def moved(self, wanted: F32) -> tuple[ImageRgb, F32]:
         """The face with controls `wanted` (54,): uint8 (256, 256, 3), and its points (478, 3) px of that picture."""
-        driving = self._networks.keypoints.driving(self.shape, wanted)
-        controls = np.concatenate([wanted, self.shape.controls])[None].astype(np.float32)
-        points = {"source_points": self._points, "driving_points": driving[None]}
-        motion = self._networks.motion.run({**points, "controls": controls})
-        made = self._networks.decode.run({**self._look, **motion, "controls": controls})
-        image = np.asarray(made["picture"][0], np.float32)
-        if not np.isfinite(image).all():
-            raise EngineError("warp_decode: the picture is not finite.", "Try --backend onnxruntime.")
-        pixels = np.rint(np.clip(image * 127.5 + 127.5, 0, 255)).transpose(1, 2, 0)
-        return np.ascontiguousarray(pixels.astype(np.uint8)), points_px(driving)
+        networks, driving = self._networks, self._networks.keypoints.driving(self.shape, wanted)
+        crop = moved_picture(networks.motion.run, networks.decode.run, self._source, wanted, driving)
+        return crop, points_px(driving)
 
 
 def measure_self(

@@ -11,7 +11,7 @@ is not finite raises, and then all faces of the frame are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,8 @@ from keyface.pipeline.frame import ImageRgb, RedactionReason
 from keyface.pipeline.reenact.keypoints import KeypointModel, SourceShape
 from keyface.pipeline.reenact.motion import POSE_SCALE_DEG, MotionMap
 from keyface.pipeline.reenact.puppet import Actor, Person, Puppet, ReenactEngines, pixels_of
+
+Run = Callable[[Mapping[str, F32]], Mapping[str, F32]]  # of a network: its inputs to its outputs
 
 SIDE_PX = 256
 # Yaw and pitch: what `ReenactOptions` lets through, with both corrections at their most.
@@ -102,7 +104,7 @@ class WarpPuppet:
         driving = self._keypoints.driving(source.shape, wanted)
         if not np.isfinite(driving).all():
             return "implausible"
-        crop = self._moved(source, wanted, driving)
+        crop = moved_picture(self._warp.motion.run, self._warp.decode.run, source, wanted, driving)
         return crop, self.look(crop, previous)
 
     def source_of(self, person: Person) -> tuple[ImageRgb, FaceMesh] | None:
@@ -118,13 +120,6 @@ class WarpPuppet:
         """See `Actor`."""
         return self._renderer.embed(crop_rgb, mesh)
 
-    def _moved(self, source: WarpSource, wanted: F32, driving: F32) -> ImageRgb:
-        controls = np.concatenate([wanted, source.shape.controls])[None].astype(np.float32)
-        points = {"source_points": source.points, "driving_points": driving[None]}
-        motion = self._warp.motion.run({**points, "controls": controls})
-        picture = self._warp.decode.run({**source.look, **motion, "controls": controls})["picture"][0]
-        return pixels_of(picture, "warp_decode")
-
     def _source(self, person: Person) -> WarpSource | RedactionReason:
         crop, mesh = self._renderer.show(person, self._at_rest, person.own_mesh)
         if mesh is None:  # without a hint, in case the face had moved out of it
@@ -135,11 +130,29 @@ class WarpPuppet:
             shape = self._keypoints.source(mesh, crop.shape[0])
         except ValueError:  # the mesh is not finite or has no extent
             return "reenactment_failed"
-        image = np.ascontiguousarray((crop.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1))[None]
-        points = shape.points[None]
-        made = self._warp.source.run({"image": image, "points": points})
-        features = {name: _finite(made, name) for name in ("features", "details")}
-        return WarpSource(shape, points, (crop, mesh), {"image": image, **features})
+        return look_at_source(self._warp.source.run, shape, crop, mesh)
+
+
+def look_at_source(run: Run, shape: SourceShape, crop_rgb: ImageRgb, mesh: FaceMesh) -> WarpSource:
+    """What a picture uint8 (256, 256, 3) is moved from; run: of `warp_source`. Raises EngineError when the features
+    are missing or not finite."""
+    image = np.ascontiguousarray((crop_rgb.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1))[None]
+    points = shape.points[None]
+    made = run({"image": image, "points": points})
+    features = {name: _finite(made, name) for name in ("features", "details")}
+    return WarpSource(shape, points, (crop_rgb, mesh), {"image": image, **features})
+
+
+def moved_picture(
+    run_motion: Run, run_decode: Run, source: WarpSource, wanted: F32, driving: F32
+) -> ImageRgb:
+    """uint8 (256, 256, 3): the source with controls `wanted` (54,) and keypoints `driving` (478, 3); by `warp_motion`
+    and `warp_decode`. Raises EngineError when the picture is not finite."""
+    controls = np.concatenate([wanted, source.shape.controls])[None].astype(np.float32)
+    points = {"source_points": source.points, "driving_points": driving[None]}
+    motion = run_motion({**points, "controls": controls})
+    picture = run_decode({**source.look, **motion, "controls": controls})["picture"][0]
+    return pixels_of(picture, "warp_decode")
 
 
 def _finite(outputs: Mapping[str, F32], name: str) -> F32:
