@@ -322,13 +322,12 @@ def _face_looks(
     store: ModelStore, args: argparse.Namespace
 ) -> Iterator[tuple[Callable[[Any], F32 | None], Callable[[Any], float | None]]]:
     """Embedding and covered share of the face in FFHQ-aligned pictures, uint8 (256, 256, 3)."""
-    import numpy as np
-
+    from keyface.pipeline.faces.align import FFHQ_BOX
     from keyface.pipeline.faces.geometry import points_5_from_mesh
     from keyface.pipeline.faces.recognise import Recogniser
     from keyface.pipeline.reenact.face_cover import covered_share
 
-    box = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * 256  # where FFHQ's alignment puts the face
+    box = FFHQ_BOX * 256
     with ExitStack() as stack:
         landmarker = stack.enter_context(train_networks.landmarker(store))
         recogniser = Recogniser(train_networks.network(store, "sface_fast", args))

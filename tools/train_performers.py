@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from keyface.models.train_motion import WantedMotions
 from keyface.models.warp_pairs import SIDE_PX, View
 from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.faces.align import FFHQ_BOX, align_ffhq_mesh
 from keyface.pipeline.faces.detect import YuNetDetector
-from keyface.pipeline.faces.geometry import ffhq_quad, frame_from_quad, invert_affine, points_5_from_mesh
 from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.reenact.motion import amplified, controls_of
 from keyface.pipeline.reenact.puppet import Puppet
-
-_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * SIDE_PX
 
 
 class GeneratedPerformer:
@@ -71,19 +68,8 @@ class ClipPerformer:
         mesh = self._landmarker.detect(image_rgb, box_xyxy=largest.box_xyxy)
         if mesh is None:
             return None
-        crop_rgb = ffhq_crop(image_rgb, mesh)
-        return _view(crop_rgb, self._landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX))
-
-
-def ffhq_crop(image_rgb: ImageRgb, mesh: FaceMesh) -> ImageRgb:
-    """uint8 (256, 256, 3): the face as FFHQ aligns it."""
-    frame_from_crop = frame_from_quad(ffhq_quad(points_5_from_mesh(mesh.points_xyz)), SIDE_PX)
-    return np.asarray(
-        cv2.warpAffine(
-            image_rgb, invert_affine(frame_from_crop), (SIDE_PX, SIDE_PX), flags=cv2.INTER_AREA,
-            borderMode=cv2.BORDER_REFLECT,
-        )
-    )  # fmt: skip
+        crop_rgb = align_ffhq_mesh(image_rgb, mesh, SIDE_PX).crop_rgb
+        return _view(crop_rgb, self._landmarker.detect(crop_rgb, box_xyxy=FFHQ_BOX * SIDE_PX))
 
 
 def _view(crop_rgb: ImageRgb, mesh: FaceMesh | None) -> View | None:

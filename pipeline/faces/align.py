@@ -25,6 +25,8 @@ _BORDERS: dict[Border, int] = {
     "mirror": cv2.BORDER_REFLECT_101,
     "black": cv2.BORDER_CONSTANT,
 }
+# Where the face lies in an FFHQ-aligned crop: x0, y0, x1, y1 in shares of its side.
+FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32)
 # Where ArcFace puts the five points (order of `Detection`) in a crop of 112 px.
 ARCFACE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],

@@ -14,6 +14,7 @@ from keyface.configs.errors import EngineError
 from keyface.engines.store import ModelStore
 from keyface.pipeline.assemble import network_opener, open_portrait
 from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.faces.align import FFHQ_BOX
 from keyface.pipeline.faces.geometry import points_5_from_mesh
 from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 from keyface.pipeline.faces.recognise import Recogniser
@@ -22,9 +23,6 @@ from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.process_options import ProcessOptions
 
 _NUMBERS = (3, 5, 8, 13, 21, 34)
-_BOX = np.array(
-    [0.22, 0.24, 0.78, 0.86], np.float32
-)  # of the face in a rendered picture, in shares of its side
 
 
 def choose_stand_in(
@@ -45,7 +43,7 @@ def choose_stand_in(
         for number in _NUMBERS:
             with open_portrait(store, number, options) as portrait:
                 picture = portrait.render(np.zeros(3, np.float32), np.zeros(52, np.float32))
-            mesh = landmarker.detect(picture, box_xyxy=_BOX * picture.shape[0])
+            mesh = landmarker.detect(picture, box_xyxy=FFHQ_BOX * picture.shape[0])
             if mesh is None:
                 continue
             own = recogniser.embed(picture, points_5_from_mesh(mesh.points_xyz))

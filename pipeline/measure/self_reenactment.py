@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.pipeline.face import F32, Detection, FaceMesh
-from keyface.pipeline.faces.align import align_ffhq_mesh, cut_out
+from keyface.pipeline.faces.align import FFHQ_BOX, align_ffhq_mesh, cut_out
 from keyface.pipeline.faces.geometry import iou_matrix
 from keyface.pipeline.faces.scene_cut import SceneCutDetector
 from keyface.pipeline.frame import ImageRgb
@@ -32,7 +32,6 @@ from keyface.pipeline.reenact.motion import controls_of
 from keyface.pipeline.reenact.warp_puppet import look_at_source, moved_picture
 
 SIDE_PX = 256
-_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32) * SIDE_PX  # where the face lies in FFHQ's crop
 _MIN_OVERLAP = 0.3
 _GREY = 127
 
@@ -172,7 +171,7 @@ def _face(found: Sequence[Detection], before_xyxy: F32 | None) -> Detection | No
 
 def _source(image_rgb: ImageRgb, mesh: FaceMesh, eyes: SelfEyes, networks: WarpNetworks) -> _Source | None:
     crop_rgb = align_ffhq_mesh(image_rgb, mesh, SIDE_PX).crop_rgb
-    own = eyes.landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX)
+    own = eyes.landmarker.detect(crop_rgb, box_xyxy=FFHQ_BOX * SIDE_PX)
     return None if own is None else _Source(crop_rgb, own, networks)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from keyface.configs.errors import EngineError
 from keyface.engines.engine import Engine
 from keyface.pipeline.face import F32, AnalysedFrame, Face, FaceMesh, VirtualFace
+from keyface.pipeline.faces.align import FFHQ_BOX
 from keyface.pipeline.faces.geometry import points_5_from_mesh
 from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.faces.recognise import Recogniser
@@ -25,9 +26,6 @@ from keyface.pipeline.reenact.motion import (
     amplified,
     controls_of,
 )
-
-# where the face lies in an FFHQ-aligned crop, in shares of its side
-_FFHQ_BOX = np.array([0.22, 0.24, 0.78, 0.86], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ class Puppet:
         """The mesh of a rendered face."""
         if previous is not None:
             return self._engines.landmarker.detect(crop_rgb, previous=previous)
-        return self._engines.landmarker.detect(crop_rgb, box_xyxy=_FFHQ_BOX * crop_rgb.shape[0])
+        return self._engines.landmarker.detect(crop_rgb, box_xyxy=FFHQ_BOX * crop_rgb.shape[0])
 
     def embed(self, crop_rgb: ImageRgb, mesh: FaceMesh) -> F32:
         """(128,) unit embedding of a rendered face."""
