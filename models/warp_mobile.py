@@ -109,6 +109,7 @@ class Spread(nn.Module):
     """
 
     places: Tensor
+    places_4: Tensor
     index: Tensor
 
     def __init__(self, side: int, points: tuple[int, ...], n: int, width: float = 0.03) -> None:
@@ -116,7 +117,12 @@ class Spread(nn.Module):
         axis = (torch.arange(side) + 0.5) / side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.side, self.width = side, width
-        self.register_buffer("places", torch.stack([x, y], 2).reshape(1, -1, 2), persistent=False)
+        places = torch.stack([x, y], 2).reshape(1, -1, 2)
+        self.register_buffer("places", places, persistent=False)
+        norm = (places * places).sum(2, keepdim=True) + width**2
+        self.register_buffer(
+            "places_4", torch.cat([places, norm, torch.ones_like(norm)], 2), persistent=False
+        )
         self.register_buffer("index", torch.tensor(tuple(points)), persistent=False)
         self.vectors = nn.Parameter(0.5 * torch.randn(len(self.index), n))
 
@@ -125,16 +131,20 @@ class Spread(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """share (N, 478): how much each landmark counts, [0, 1]; None: all alike."""
         s, d = source[:, self.index, :2], driving[:, self.index, :2]
-        square = (d * d).sum(2)[:, None] + (self.places * self.places).sum(2)[..., None]
-        square = (square - 2 * self.places @ d.transpose(1, 2)).clamp_min(0) + self.width**2
-        weight = 1 / (square * square)  # (N, r*r, K)
+        # |p - d|^2 + e^2 as one product (x, y, x^2 + y^2 + e^2, 1) . (-2 x, -2 y, 1, x^2 + y^2); few passes over
+        # (N, r*r, K) are what makes this fast
+        norm = (d * d).sum(2, keepdim=True)
+        square = self.places_4 @ torch.cat([-2 * d, torch.ones_like(norm), norm], 2).transpose(1, 2)
+        square = square.clamp_min(self.width**2)
+        weight = 1 / (square * square)
+        values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1), torch.ones_like(norm)], 2)
         if share is not None:
-            weight = weight * share[:, None, self.index]
-        total = weight.sum(2, keepdim=True)
-        values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1)], 2)
-        spread = (weight @ values / total).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
+            values = values * share[:, self.index, None]
+        summed = (weight @ values).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
+        total = summed[:, -1:]
+        spread = summed[:, :-1] / total
         # 1 at a landmark, a half at about twice the width from one that stands alone
-        near = (total * (2 * self.width) ** 4).transpose(1, 2).reshape(d.shape[0], 1, self.side, self.side)
+        near = total * (2 * self.width) ** 4
         return spread[:, :2], spread[:, 2:], near / (near + 1)
 
 
@@ -242,9 +252,10 @@ class WarpDecode(nn.Module):
         for block in self.middle:
             x = block(x, condition)
         fine = torch.cat([self.up_128(x), warp(details, m.grid_128), m.raster_128], 1)
-        painted = self.paint(self.shallow(fine))
-        keep = torch.sigmoid(painted[:, 3:] + 3.0)  # occlusion, [0, 1]: share of the warped source
-        return keep * warp(image, m.grid_256) + painted[:, :3]
+        conv_16, shuffle = self.paint
+        painted = conv_16(self.shallow(fine))  # (N, 16, 128, 128), four places of a channel in turn
+        keep = torch.sigmoid(painted[:, 12:] + 3.0)  # occlusion, [0, 1]: share of the warped source
+        return shuffle(keep) * warp(image, m.grid_256) + shuffle(painted[:, :12])
 
 
 class WarpMobile(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
 from keyface.configs.errors import EngineError
@@ -155,8 +156,8 @@ def pixels_of(image: F32, network: str) -> ImageRgb:
     """uint8 (S, S, 3) of a network's image (3, S, S), about [-1, 1]. Raises EngineError when it is not finite."""
     if not np.isfinite(image).all():
         raise EngineError(f"{network}: the image is not finite.", "Try --backend onnxruntime.")
-    pixels = np.clip(image * 127.5 + 127.5, 0, 255).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
+    pixels = np.clip(image * np.float32(127.5) + np.float32(128.0), 0, 255).astype(np.uint8)  # rounded
+    return np.asarray(cv2.merge(list(pixels)), np.uint8)
 
 
 class Rendered(NamedTuple):
