@@ -36,7 +36,8 @@ def feeds(n: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_landmarks_that_stay_shift_nothing() -> None:
-    shift, raster, near = Spread(64, COARSE_POINTS, 4)(points(), points())
+    with torch.no_grad():
+        shift, raster, near = Spread(64, COARSE_POINTS, 4)(points(), points())
     assert shift.abs().max() < 1e-6
     assert raster.shape == (1, 4, 64, 64) and float(near.min()) >= 0 and float(near.max()) <= 1
 
