@@ -8,9 +8,10 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -84,8 +85,15 @@ def _parity(number: int) -> int:
     return number.bit_count() & 1
 
 
-def write_clip(path: Path, size_wh: tuple[int, int], *, key_every: int = FPS) -> Path:
-    """Numbered frames as H.264, in the form that the server reads."""
+def write_clip(
+    path: Path,
+    size_wh: tuple[int, int],
+    *,
+    key_every: int = FPS,
+    pictures: Iterable[np.ndarray] | None = None,
+) -> Path:
+    """Numbered frames, or other pictures uint8 (H, W, 3), as H.264, in the form that the server reads."""
+    shown = pictures or (numbered(number, size_wh) for number in range(N_FRAMES))
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height = size_wh
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, FPS), Fraction(FPS)
@@ -96,8 +104,8 @@ def write_clip(path: Path, size_wh: tuple[int, int], *, key_every: int = FPS) ->
     }  # fmt: skip
     with path.open("wb") as file:
         packets = []
-        for number in range(N_FRAMES):
-            frame = av.VideoFrame.from_ndarray(numbered(number, size_wh), format="rgb24")
+        for number, picture in enumerate(shown):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(*size_wh)
             frame.pts = number
             packets += encoder.encode(frame)
         for packet in [*packets, *encoder.encode(None)]:
@@ -250,12 +258,27 @@ class _Noise:
             connection.close()
 
 
-if __name__ == "__main__":  # by hand: serves until Ctrl-C
-    import tempfile
+def pictures_of(media: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 (H, W, 3)."""
+    with av.open(str(media)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
 
+
+def serve() -> None:
+    """By hand: serves numbered frames until Ctrl-C; with --write VIDEO CLIP it makes a clip for the server's process
+    instead, 640x480 at 30 frames a second."""
+    if "--write" in sys.argv:
+        media, clip = (Path(word) for word in sys.argv[sys.argv.index("--write") + 1 :][:2])
+        write_clip(clip, (640, 480), pictures=pictures_of(media))
+        return
     with (
         tempfile.TemporaryDirectory() as folder,
         RtspServer([write_clip(Path(folder) / "a", (640, 480))], audio="--audio" in sys.argv) as server,
     ):
         print(server.url)
         signal.pause()
+
+
+if __name__ == "__main__":
+    serve()

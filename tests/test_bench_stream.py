@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rtsp_server import free_port
+from rtsp_server import SERVER, SYSTEM_PYTHON, free_port, need_server, pictures_of, write_clip
 
 from keyface.configs.bench_stream_report import STREAM_SCHEMA, TARGETS, check_stream_bench, verdicts
-from keyface.configs.errors import SourceError, UsageError
+from keyface.configs.errors import UsageError
 from keyface.pipeline.stage_times import DurationLog
-from keyface.tools import bench_stream, bench_stream_command, bench_stream_faults
-from keyface.tools.bench_stream_drops import CommandServer
+from keyface.tools import bench_chain, bench_stream, bench_stream_command, bench_stream_faults
 from keyface.tools.main import main
 
 TIMES = {"count": 3, "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 2, "total_s": 0.1}
@@ -159,52 +156,6 @@ def test_rotation_figures_look_at_the_moment_of_the_change() -> None:
     assert nothing["in_use_s"] is None
 
 
-SERVER = """
-import socket, sys
-with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
-    while True:
-        listener.accept()[0].close()
-"""
-
-
-def test_a_server_by_command_is_killed_frozen_and_back(tmp_path: Path) -> None:
-    program, port = tmp_path / "server.py", free_port()
-    program.write_text(SERVER, encoding="utf-8")
-    command = f"{sys.executable} {program} {port}"
-
-    def listens() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    with CommandServer(command, f"rtsp://127.0.0.1:{port}/x") as server:
-        assert listens()
-        server.fail("kill")
-        assert not listens()
-        server.restore()
-        assert listens()
-        server.fail("freeze")
-        server.restore()
-        assert listens()
-    assert not listens()
-
-
-def test_servers_that_cannot_serve_are_told(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="cannot be started"),
-        CommandServer("/none/at/all", "rtsp://127.0.0.1:9/"),
-    ):
-        pass
-    ends = f"{sys.executable} -c pass"
-    with (
-        pytest.raises(SourceError, match="ended at once"),
-        CommandServer(ends, f"rtsp://127.0.0.1:{free_port()}/"),
-    ):
-        pass
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_short_measurement_end_to_end(models: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,3 +168,21 @@ def test_a_short_measurement_end_to_end(models: Any, capsys: pytest.CaptureFixtu
     assert run["frames_out"] > 10 and run["first_safe_frame_s"] > 0 and run["stop_s"] < 8
     assert told["rotation"]["in_use_s"] is not None and told["rotation"]["frames"] > 20
     assert len(told["soak"]["rss_bytes"]) >= 6 and min(told["soak"]["threads"]) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_drops_of_a_real_server_end_to_end(
+    models: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server of a generated person's clip is killed, frozen and replaced by noise; the stream comes back."""
+    del models  # are there
+    need_server()
+    port, video = free_port(), bench_chain.make_sample_clip(tmp_path)
+    clip = write_clip(tmp_path / "clip", (320, 240), pictures=pictures_of(video))
+    server = f"{SYSTEM_PYTHON} {SERVER} --port {port} --clip {clip}"
+    words = ["--drops", "3", "--server", server, "--url", f"rtsp://127.0.0.1:{port}/hidden-path"]
+    assert main(["bench", "stream", "--parts", "none", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["drops"]
+    assert told["drops"] == 3 and told["lost_for_good"] == 0
+    assert 0 < told["back_s"]["max"] < 30

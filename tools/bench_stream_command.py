@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keyface.configs.errors import UsageError
-from keyface.tools.bench_stream_drops import CommandServer, measure_drops
+from keyface.tools.bench_stream_drops import measure_drops, server_of
 
 _SECONDS = 20.0
 _PARTS = ("one", "three", "mosaic", "rotation")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, clips: Sequence[Path]) -> int:
     if args.drops and not (args.drops > 0 and args.server and args.url):
         raise UsageError("--drops needs a number above 0, --server and --url.")
     if args.drops:
-        CommandServer(args.server, args.url)  # says at once what is wrong with them
+        server_of(args.server, args.url)  # says at once what is wrong with them
     with tempfile.TemporaryDirectory(prefix="keyface-bench-") as name:
         report = measure(args, parts, clips, Path(name))
     check_stream_bench(report)
@@ -84,7 +84,8 @@ def measure(
 
     if args.cores:
         bench_chain.restrict_cores(args.cores)
-    sources = list(given) or [bench_chain.make_sample_clip(folder)]
+    needs_clip = bool(parts or args.soak or args.faults)  # drops are of a stream
+    sources = list(given) or ([bench_chain.make_sample_clip(folder)] if needs_clip else [])
     wanted = sorted({3 if part == "three" else 1 for part in parts} | ({1} if args.soak else set()))
     clips = bench_stream.make_clips(sources, folder, wanted)
     key_file, extra = bench_chain.make_key(folder), ["--backend", args.backend, "--reenactor", args.reenactor]
