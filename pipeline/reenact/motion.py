@@ -135,6 +135,9 @@ class SteadyMesh:
 # Blendshapes whose resting value depends on the shape of a face, and how far a person's may lie from the norm.
 _PRIOR_STRENGTH_S = 4.0  # seconds of watching that weigh as much as the prior
 _MAX_OFFSET = 0.22
+# Who talks has the mouth open most of the time: what is below the rest that is taken from it would hardly move.
+_QUANTILES = np.full(len(BLENDSHAPE_NAMES), 0.35, np.float32)
+_QUANTILES[BLENDSHAPE_NAMES.index("jawOpen")] = 0.1
 _GAZE = tuple(i for i, name in enumerate(BLENDSHAPE_NAMES) if name.startswith("eyeLook"))
 
 
@@ -161,9 +164,11 @@ class RestingFace:
         if not is_frontal:
             return
         self._seen_s += dt
-        # stochastic quantile tracking at 35 %: steps up by 0.35, down by 0.65 of the rate
+        # stochastic quantile tracking: at 35 %, steps up by 0.35, down by 0.65 of the rate
         rate = 0.25 * dt
-        self._quantile += np.where(blendshapes > self._quantile, 0.35 * rate, -0.65 * rate).astype(np.float32)
+        self._quantile += np.where(
+            blendshapes > self._quantile, _QUANTILES * rate, (_QUANTILES - 1) * rate
+        ).astype(np.float32)
 
     @property
     def blendshapes(self) -> F32:
