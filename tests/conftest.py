@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from property_cases import load_profile
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every program they start would inherit
 # that: tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+load_profile()
 
 MakeClip = Callable[..., Path]
 

@@ -17,6 +17,7 @@ from book_cases import SECRET, entry, same
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.configs.errors import BookError, KeyFileError
 from keyface.pipeline.people import book_file
@@ -55,7 +56,7 @@ def test_nothing_can_be_read_without_the_key_and_no_two_files_are_alike() -> Non
     assert len(again) == len(SEALED) and again[16:28] != SEALED[16:28] and again[28:60] != SEALED[28:60]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(at=st.integers(0, len(SEALED) - 1), change=st.integers(1, 255))
 def test_any_changed_byte_is_noticed(at: int, change: int) -> None:
     damaged = bytearray(SEALED)
@@ -64,7 +65,7 @@ def test_any_changed_byte_is_noticed(at: int, change: int) -> None:
         open_book(HERE, bytes(damaged), SECRET)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(length=st.integers(0, len(SEALED) - 1), more=st.binary(max_size=40))
 def test_a_cut_or_lengthened_file_is_noticed(length: int, more: bytes) -> None:
     for data in (SEALED[:length], SEALED + more + b"x"):
@@ -72,7 +73,7 @@ def test_a_cut_or_lengthened_file_is_noticed(length: int, more: bytes) -> None:
             open_book(HERE, data, SECRET)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(data=st.binary(max_size=200))
 def test_no_other_content_is_taken_for_a_book(data: bytes) -> None:
     for content in (data, HEAD + data):
@@ -80,7 +81,7 @@ def test_no_other_content_is_taken_for_a_book(data: bytes) -> None:
             open_book(HERE, content, SECRET)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(secret=st.binary(min_size=32, max_size=32).filter(lambda secret: secret != SECRET))
 def test_another_key_does_not_open_it(secret: bytes) -> None:
     with pytest.raises(BookError, match="another key, or it is damaged"):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 torch = pytest.importorskip("torch", reason="training code needs PyTorch: pip install 'keyface[train]'")
 
@@ -31,7 +32,7 @@ def by_torch(volume: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.grid_sample(volume, grid, align_corners=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.integers(1, 3),
     sizes,
@@ -86,7 +87,7 @@ def motion(n: int = 2, k: int = 5, seed: int = 0) -> HeadMotion:
 
 
 @given(st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_motion_follows_the_equation(seed: int) -> None:
     """x_k = R x_c,k + t + delta_k, point by point."""
     canonical, m = points(seed=seed), motion(seed=seed)
@@ -110,7 +111,7 @@ def test_a_driver_who_moves_as_the_source_gives_the_sources_keypoints() -> None:
 
 
 @given(angle, angle, angle)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 def test_rotations_are_rotations(yaw: float, pitch: float, roll: float) -> None:
     """Of determinant 1, orthogonal, and R_x(pitch) R_y(yaw) R_z(roll)."""
     r = rotation_matrix(torch.tensor([[yaw, pitch, roll]], dtype=torch.float64))[0]
@@ -123,7 +124,7 @@ def test_rotations_are_rotations(yaw: float, pitch: float, roll: float) -> None:
 
 
 @given(angle, angle, st.integers(0, 2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 def test_turns_about_one_axis_add_up(first: float, second: float, axis: int) -> None:
     degrees = torch.zeros(3, 3, dtype=torch.float64)
     degrees[0, axis], degrees[1, axis], degrees[2, axis] = first, second, first + second

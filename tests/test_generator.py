@@ -11,6 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 from safetensors.numpy import load_file
 from training_cases import person, w_plus
 
@@ -105,7 +106,7 @@ def haar_of_original_order(x: F32) -> F32:
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(quarter=st.integers(1, 6), side=st.integers(1, 5), seed=st.integers(0, 2**16))
 def test_the_written_transform_inverts_haar(quarter: int, side: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((2, 4 * quarter, side, side)).astype(np.float32)

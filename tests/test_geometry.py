@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.pipeline.faces.canonical import CANONICAL_XYZ, RIGID_INDEX, RIGID_WEIGHT
 from keyface.pipeline.faces.geometry import (
@@ -164,7 +165,7 @@ def test_euler_angles_and_rotation_are_inverse(yaw: float, pitch: float, roll: f
 
 
 @given(st.floats(-50, 50), st.floats(-30, 30), st.floats(-60, 60))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_pose_of_a_face_seen_by_the_camera(yaw: float, pitch: float, roll: float) -> None:
     mesh = seen_mesh((yaw, pitch, roll))
     np.testing.assert_allclose(euler_ypr_deg(head_rotation(mesh, (640, 640))), [yaw, pitch, roll], atol=2.5)

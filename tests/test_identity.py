@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.configs.errors import EngineError
 from keyface.engines.engine import TensorSpec
@@ -237,7 +238,7 @@ def test_only_looks_up_to_the_given_time_count(
     assert number is not None and np.array_equal(identities.embedding_of(number), person(1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(until=st.integers(0, 12), n_ahead=st.integers(0, 20))
 def test_how_far_the_other_thread_is_does_not_matter(until: int, n_ahead: int) -> None:
     """Whoever asks at frame `until` gets the same person, however many later frames have been observed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.configs.errors import KeyFileError
 from keyface.pipeline.people.key import Key, is_locked
@@ -268,7 +269,7 @@ def test_a_file_that_is_not_random_warns(tmp_path: Path) -> None:
     assert "does not look random" in Key.load(path).warnings[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(data=st.binary(max_size=200).filter(lambda data: len(data) != 17))  # 17 would make a bare key
 def test_no_content_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed-key"

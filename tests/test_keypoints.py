@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.configs.errors import ModelStoreError
 from keyface.pipeline.face import BLENDSHAPE_NAMES, FaceMesh
@@ -61,7 +62,7 @@ def test_the_motion_that_the_source_shows_moves_nothing() -> None:
     assert model.driving(source, source.controls) == pytest.approx(source.points, abs=2e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(yaw=st.floats(-35, 35), pitch=st.floats(-25, 25), roll=st.floats(-20, 20))
 def test_the_fit_takes_pose_and_shape_apart(yaw: float, pitch: float, roll: float) -> None:
     points = unit_points(mesh(yaw, pitch, roll).points_xyz, 256)
@@ -74,7 +75,7 @@ def test_the_fit_takes_pose_and_shape_apart(yaw: float, pitch: float, roll: floa
     assert scale == pytest.approx(9.0 / 128, rel=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(yaw=st.floats(-30, 30), pitch=st.floats(-20, 20), own=st.floats(-10, 10))
 def test_the_wanted_pose_is_read_off_the_moved_mesh(yaw: float, pitch: float, own: float) -> None:
     model = KeypointModel(tensors())

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_sink_cases import safe
+from property_cases import examples
 
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.live.mailbox import SinkMailbox
@@ -26,7 +27,7 @@ def numbered(number: int, side_px: int = 8) -> SafeFrame:
     capacity_bytes=st.integers(1, 2000),
     steps=st.lists(st.one_of(st.integers(4, 20), st.just("get"), st.just("close"), st.just("discard"))),
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_it_stays_bounded_in_order_and_accounts_for_every_frame(
     capacity: int, capacity_bytes: int, steps: list[int | str]
 ) -> None:
@@ -65,7 +66,7 @@ def test_it_stays_bounded_in_order_and_accounts_for_every_frame(
 
 
 @given(n_frames=st.integers(0, 60), capacity=st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_between_threads_nothing_is_lost_unseen_and_order_holds(n_frames: int, capacity: int) -> None:
     mailbox = SinkMailbox(capacity)
     got: list[int] = []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.pipeline.face import AnalysedFrame, Face
 from keyface.pipeline.frame import Frame, Redaction
@@ -60,7 +61,7 @@ def _box_at(index: int, speed_px: tuple[float, float], size_px: float = 60.0) ->
     return x, y, x + size_px, y + size_px
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(
     present=st.lists(st.sets(st.integers(0, 3), max_size=3), min_size=1, max_size=60),
     cuts=st.sets(st.integers(1, 59), max_size=3),
@@ -88,7 +89,7 @@ def test_order_latency_and_contents_are_kept(present: list[set[int]], cuts: set[
         assert after.is_cut == before.is_cut
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(
     begin=st.integers(0, 50),
     cut=st.integers(0, 50),
@@ -113,7 +114,7 @@ def test_a_late_track_hides_in_the_frames_before_back_to_the_cut(
             assert _contains(late[0], _box_at(i, speed))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(gap=st.integers(1, 12), at=st.integers(1, 30), speed=st.tuples(st.floats(-6, 6), st.floats(-6, 6)))
 def test_gaps_are_filled(gap: int, at: int, speed: tuple[float, float]) -> None:
     frames = [_frame(i, {} if at <= i < at + gap else {7: _box_at(i, speed)}) for i in range(at + gap + 20)]

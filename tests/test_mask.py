@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_face import a_mesh_xy
+from property_cases import examples
 
 from keyface.pipeline.faces.geometry import apply_affine
 from keyface.pipeline.paste.blend import bend_between, crop_map, upscale_map
@@ -46,7 +47,7 @@ def test_the_edge_reaches_into_the_hair_but_not_past_a_side_turned_away() -> Non
     assert np.abs((widened(outline, turned) - outline)[side, 0]).max() < 0.002 * width
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.floats(-180, 180), st.floats(0.2, 5))
 def test_the_edge_turns_and_grows_with_the_face(angle: float, scale: float) -> None:
     driver = a_mesh_xy()
@@ -59,7 +60,7 @@ def test_the_edge_turns_and_grows_with_the_face(angle: float, scale: float) -> N
     )  # the box that gives the width turns
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.floats(-180, 180), st.floats(0.05, 8), st.floats(-500, 2000), st.floats(-500, 2000))
 def test_placement_finds_any_similarity(angle: float, scale: float, dx: float, dy: float) -> None:
     own = a_mesh_xy()

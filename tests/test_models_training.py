@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 from safetensors.numpy import load_file
 from training_cases import w_plus
 
@@ -23,7 +24,7 @@ def measured_controls(n: int = 40, seed: int = 0) -> np.ndarray:
     return np.concatenate([rng.normal(0, 0.8, (n, 2)), rng.random((n, 52)) ** 3], 1).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(n=st.integers(1, 30), seed=st.integers(0, 2**31), rows=st.integers(1, 50))
 def test_wanted_motions_stay_in_range(n: int, seed: int, rows: int) -> None:
     from keyface.models.train_motion import BLINK, LOOK_DOWN, LOOK_IN, LOOK_OUT, LOOK_UP, WantedMotions

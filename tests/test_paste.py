@@ -22,6 +22,7 @@ from paper_face import (
     an_item,
     ring,
 )
+from property_cases import examples
 
 from keyface.pipeline.face import VirtualFace
 from keyface.pipeline.frame import Redaction
@@ -182,7 +183,7 @@ def test_a_damaged_frame_is_mosaicked_whole() -> None:
     assert safe.replaced == ()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     st.lists(
         st.tuples(st.integers(-40, 290), st.integers(-40, 290), st.integers(6, 220), st.booleans()),

