@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from keyface.models.train_warp import Drive, Judges, pictures, unit
+from keyface.models.warp_batches import Batch, Batcher, Drive, resized
+from keyface.models.warp_judges import Judges
 from keyface.models.warp_mobile import WarpMobile
-from keyface.models.warp_pairs import Pairs
+from keyface.models.warp_pairs import SIDE_PX, Pairs
+
+Render = Callable[[Batch], Tensor]  # pictures like the batch's targets
 
 N_ROWS, N_SHOWN = 8, 4
 POSE_SCALE_DEG = 30.0
@@ -32,51 +36,62 @@ class Validation:
     rows: list[list[npt.NDArray[np.uint8]]]
 
 
-@torch.no_grad()
 def validate(
     model: WarpMobile, held: Pairs, drive: Drive, judges: Judges, *, device: str = "cpu"
 ) -> Validation:
+    """All views of people held out by the mobile network; see `validate_pictures`."""
+
+    def render(b: Batch) -> Tensor:
+        image, source = (t.repeat_interleave(b.n_each, 0) for t in (b.image, b.source))
+        return torch.as_tensor(model(image, source, b.driving, b.controls))
+
+    was_training = model.training
+    model.eval()
+    found = validate_pictures(render, Batcher(held, drive, device=device), judges)
+    model.train(was_training)
+    return found
+
+
+@torch.no_grad()
+def validate_pictures(render: Render, batcher: Batcher, judges: Judges) -> Validation:
     """All views of people held out, each from the person's first view.
 
     Figures: `lpips_points` by the true frame's points, `lpips` by predicted ones as at run time, `lpips_still` of the
     source unmoved; errors of yaw and pitch in degrees and correlations of what the product's own networks read off
     the pictures with what was wanted; `identity`, cosine to the source, beside `identity_true` of the true frames.
+
+    Args:
+        render: the network in evaluation mode.
+        batcher: of the people held out.
     """
-    was_training = model.training
-    model.eval()
+    held = batcher.pairs
     rows: list[list[npt.NDArray[np.uint8]]] = []
     found: dict[str, list[Tensor]] = {}
     for person in range(len(held)):
-        made = _one(model, held, drive, judges, person, device)
+        made = _one(render, batcher, judges, person)
         if len(rows) < N_ROWS:
-            rows.append(_row(held, person, made))
+            rows.append(_row(made))
         for name in ("lpips_points", "lpips", "lpips_still", "identity", "identity_true", "read", "wanted"):
             found.setdefault(name, []).append(made[name].cpu())
-    model.train(was_training)
     joined = {name: torch.cat(parts).numpy() for name, parts in found.items()}
     return Validation(_figures(joined), rows)
 
 
-def _one(
-    model: WarpMobile, held: Pairs, drive: Drive, judges: Judges, person: int, device: str
-) -> dict[str, Tensor]:
-    views = range(1, held.images.shape[1])
-    source = pictures(held.images[person, :1]).to(device)
-    target = pictures(held.images[person, 1:]).to(device)
-    own = torch.from_numpy(unit(held.points[person, 0]))[None].to(device)
-    true = torch.from_numpy(np.stack([unit(held.points[person, v]) for v in views])).to(device)
-    predicted = torch.from_numpy(np.stack([drive(person, 0, v) for v in views])).float().to(device)
-    wanted = torch.from_numpy(held.controls[person, 1:]).float().to(device)
-    at_rest = torch.from_numpy(held.controls[person, :1]).float().to(device)
-    controls = torch.cat([wanted, at_rest.expand(len(wanted), -1)], 1)
-    by_points, by_controls = (model(source, own, points, controls) for points in (true, predicted))
-    seen, first, there = (judges.measure(image) for image in (by_controls, source, target))
+def _one(render: Render, batcher: Batcher, judges: Judges, person: int) -> dict[str, Tensor]:
+    views = range(1, batcher.pairs.images.shape[1])
+    true, told = (
+        batcher.batch([(person, 0)], [(person, view, is_predicted) for view in views])
+        for is_predicted in (False, True)
+    )
+    by_points, by_controls = render(true), render(told)
+    source, target = resized(true.image, true.target.shape[-1]), true.target
+    seen, first, there = (judges.measure(resized(image, SIDE_PX)) for image in (by_controls, source, target))
     return {
-        "by_points": by_points, "by_controls": by_controls,
+        "source": source, "target": target, "by_points": by_points, "by_controls": by_controls,
         "lpips_points": judges.lpips(by_points, target), "lpips": judges.lpips(by_controls, target),
         "lpips_still": judges.lpips(source.expand_as(target), target),
         "identity": _cosine(seen, first), "identity_true": _cosine(there, first),
-        "read": torch.cat([seen.pose / POSE_SCALE_DEG, seen.blendshapes], 1), "wanted": wanted,
+        "read": torch.cat([seen.pose / POSE_SCALE_DEG, seen.blendshapes], 1), "wanted": true.controls[:, :54],
     }  # fmt: skip
 
 
@@ -98,16 +113,15 @@ def _figures(found: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:
     return figures
 
 
-def _row(held: Pairs, person: int, made: dict[str, Tensor]) -> list[npt.NDArray[np.uint8]]:
-    row: list[npt.NDArray[np.uint8]] = [held.images[person, 0]]
-    shown = {name: _pixels(made[name][:N_SHOWN]) for name in ("by_points", "by_controls")}
-    for view in range(min(N_SHOWN, held.images.shape[1] - 1)):
-        row += [held.images[person, view + 1], shown["by_points"][view], shown["by_controls"][view]]
-    return row
+def _row(made: dict[str, Tensor]) -> list[npt.NDArray[np.uint8]]:
+    source, *columns = (
+        _pixels(made[name][:N_SHOWN]) for name in ("source", "target", "by_points", "by_controls")
+    )
+    return [source[0], *(picture for view in zip(*columns, strict=True) for picture in view)]
 
 
 def _pixels(image: Tensor) -> npt.NDArray[np.uint8]:
-    scaled = (image.clamp(-1, 1) + 1) * 127.5
+    scaled = (resized(image, SIDE_PX).clamp(-1, 1) + 1) * 127.5
     return np.asarray(scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy(), np.uint8)
 
 
