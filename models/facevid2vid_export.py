@@ -89,6 +89,24 @@ def export_motion(network: FaceVid2Vid, path: Path) -> None:
     _export(_Motion(network), {"image": (3, c.side_px, c.side_px)}, outputs, path)
 
 
+def export_facevid2vid(network: FaceVid2Vid, folder: Path) -> dict[str, Path]:
+    """Writes facevid2vid_source.onnx, facevid2vid_driving.onnx and, of a network that learns keypoints,
+    facevid2vid_motion.onnx to a folder, which is made; returns their paths: "source", "driving", "motion".
+
+    Raises:
+        ValueError: the network has spectral norm, which is for training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    exports = {"source": export_source, "driving": export_driving}
+    if network.pose is not None:
+        exports["motion"] = export_motion
+    written = {}
+    for name, export in exports.items():
+        written[name] = folder / f"facevid2vid_{name}.onnx"
+        export(network, written[name])
+    return written
+
+
 def _export(graph: _Graph, inputs: Shapes, outputs: Shapes, path: Path) -> None:
     """Shapes are without the batch."""
     if graph.network.config.is_spectral:

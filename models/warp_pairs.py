@@ -28,8 +28,8 @@ _NAMES = ("images", "points", "controls", "poses", "is_seen")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One picture of a person: image_rgb uint8 (256, 256, 3), FFHQ-aligned; points (478, 3) px; controls (54,);
-    pose_ypr_deg (3,)."""
+    """One picture of a person: image_rgb uint8 (S, S, 3), FFHQ-aligned; points (478, 3) px of the picture at 256 px,
+    whatever its side; controls (54,); pose_ypr_deg (3,)."""
 
     image_rgb: U8
     points: F32
@@ -44,7 +44,8 @@ Perform = Callable[
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """images uint8 (P, V, 256, 256, 3), points (P, V, 478, 3) px, controls (P, V, 54), poses (P, V, 3) degrees."""
+    """images uint8 (P, V, S, S, 3), points (P, V, 478, 3) px of 256 px pictures, controls (P, V, 54), poses (P, V, 3)
+    degrees."""
 
     images: U8
     points: F32
@@ -53,6 +54,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def side_px(self) -> int:
+        """S, of the pictures."""
+        return int(self.images.shape[2])
 
     def split(self, n_held: int) -> tuple[Pairs, Pairs]:
         """The people to train on, and the first `n_held`, who are held out."""
@@ -68,10 +74,14 @@ def make_pairs(
     *,
     people: int,
     views: int,
+    side_px: int = SIDE_PX,
     seconds: float = float("inf"),
     on_person: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Makes people 0..people-1 in files of 20, those that are there already not again; returns how many there are."""
+    """Makes people 0..people-1 in files of 20, those that are there already not again; returns how many there are.
+
+    `perform` gives pictures of `side_px`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     start, done = time.monotonic(), 0
     for shard in range(-(-people // SHARD)):
@@ -80,7 +90,7 @@ def make_pairs(
         if not path.exists():
             if time.monotonic() - start >= seconds:
                 break
-            made = _blank(n, views)
+            made = _blank(n, views, side_px)
             for i in range(n):
                 _enter(made, i, perform(shard * SHARD + i))
                 on_person(done + i + 1)
@@ -94,7 +104,7 @@ def load_pairs(folder: Path) -> Pairs:
     """All people of a folder whose source frame shows a face; a view without one is replaced by the source frame.
 
     Raises:
-        UsageError: there are none, or a file is damaged.
+        UsageError: there are none, a file is damaged, or their pictures or views do not fit together.
     """
     shards = []
     for shard in itertools.count():
@@ -107,6 +117,11 @@ def load_pairs(folder: Path) -> Pairs:
             raise UsageError(f"{path} cannot be read: {error}.", "Remove it; it is made anew.") from error
     if not shards:
         raise UsageError(f"{folder} holds no pairs.", f"Make them: keyface train pairs --out {folder}")
+    if len({shard["images"].shape[1:] for shard in shards}) > 1:
+        raise UsageError(
+            f"{folder} holds pictures of more than one side, or people of more than one number of views.",
+            "Make them anew in another folder.",
+        )
     images, points, controls, poses, is_seen = (np.concatenate([s[name] for s in shards]) for name in _NAMES)
     people, views = np.nonzero(~is_seen)
     for part in (images, points, controls, poses):
@@ -115,9 +130,9 @@ def load_pairs(folder: Path) -> Pairs:
     return Pairs(images[good], points[good], controls[good], poses[good])
 
 
-def _blank(n: int, views: int) -> dict[str, npt.NDArray[np.generic]]:
+def _blank(n: int, views: int, side_px: int) -> dict[str, npt.NDArray[np.generic]]:
     return {
-        "images": np.zeros((n, views, SIDE_PX, SIDE_PX, 3), np.uint8),
+        "images": np.zeros((n, views, side_px, side_px, 3), np.uint8),
         "points": np.zeros((n, views, 478, 3), np.float32),
         "controls": np.zeros((n, views, 54), np.float32),
         "poses": np.zeros((n, views, 3), np.float32),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from keyface.configs.errors import UsageError
 
-WARM_UP_STEPS = 100
+MAX_WARM_UP = 100  # steps
 _COUNTS = ("people", "views", "steps", "save_every")
 _SHARES = ("predicted", "other_source", "reading_from", "adversarial_from", "decay")
 _POSITIVE = ("lr", "critic_lr", "largest_gradient", "seconds")
@@ -77,4 +77,5 @@ class WarpSchedule:
     def rate(self, step: int) -> float:
         """The learning rate of a step: a short rise, then half a cosine down to a fiftieth."""
         fall = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.share(step)))
-        return self.lr * min(1.0, (step + 1) / WARM_UP_STEPS) * fall
+        warm_up = min(MAX_WARM_UP, max(1, self.steps // 10))
+        return self.lr * min(1.0, (step + 1) / warm_up) * fall

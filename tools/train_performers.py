@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from keyface.models.train_motion import WantedMotions
@@ -25,6 +26,7 @@ class GeneratedPerformer:
         draw: (n, rng) -> w (n, 512).
         wanted: (M, 54) controls of real motion, numbers only.
         resting: (52,) blendshapes of the source frame.
+        side_px: of the pictures; larger ones that the puppet renders are averaged down by areas.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class GeneratedPerformer:
         resting: F32,
         views: int,
         seed: int = 0,
+        *,
+        side_px: int = SIDE_PX,
     ) -> None:
         self._puppet, self._draw, self._wanted, self._resting = puppet, draw, wanted, resting
-        self._views, self._seed = views, seed
+        self._views, self._seed, self._side_px = views, seed, side_px
 
     def __call__(self, number: int) -> list[View | None]:
         rng = np.random.default_rng([self._seed, number])
@@ -47,14 +51,14 @@ class GeneratedPerformer:
         motions = WantedMotions(self._wanted, rng).draw(self._views).numpy()
         motions[:, 2:] = np.stack([amplified(row[2:], self._resting) for row in motions])
         motions[0] = np.concatenate([np.zeros(2, np.float32), self._resting])
-        return [_view(*self._puppet.show(person, row, None)) for row in motions]
+        return [_view(*self._puppet.show(person, row, None), self._side_px) for row in motions]
 
 
 class ClipPerformer:
     """Frames of one shot, FFHQ-aligned by the landmarks of each: a person as it is."""
 
-    def __init__(self, detector: YuNetDetector, landmarker: Landmarker) -> None:
-        self._detector, self._landmarker = detector, landmarker
+    def __init__(self, detector: YuNetDetector, landmarker: Landmarker, *, side_px: int = SIDE_PX) -> None:
+        self._detector, self._landmarker, self._side_px = detector, landmarker, side_px
 
     def views(self, frames: list[ImageRgb]) -> list[View | None]:
         """A view of the largest face of each frame."""
@@ -68,14 +72,23 @@ class ClipPerformer:
         mesh = self._landmarker.detect(image_rgb, box_xyxy=largest.box_xyxy)
         if mesh is None:
             return None
-        crop_rgb = align_ffhq_mesh(image_rgb, mesh, SIDE_PX).crop_rgb
-        return _view(crop_rgb, self._landmarker.detect(crop_rgb, box_xyxy=FFHQ_BOX * SIDE_PX))
+        crop_rgb = align_ffhq_mesh(image_rgb, mesh, self._side_px).crop_rgb
+        return _view(
+            crop_rgb, self._landmarker.detect(crop_rgb, box_xyxy=FFHQ_BOX * self._side_px), self._side_px
+        )
 
 
-def _view(crop_rgb: ImageRgb, mesh: FaceMesh | None) -> View | None:
+def _view(crop_rgb: ImageRgb, mesh: FaceMesh | None, side_px: int) -> View | None:
+    """The view of a crop of any side, as a picture of `side_px`; points are px of it at 256 px."""
     if mesh is None:
         return None
-    return View(crop_rgb, mesh.points_xyz, controls_of(mesh), mesh.pose_ypr_deg)
+    scale, half = SIDE_PX / crop_rgb.shape[0], np.array([0.5, 0.5, 0.0])
+    points = np.asarray((mesh.points_xyz + half) * scale - half, np.float32)
+    if crop_rgb.shape[0] != side_px:
+        crop_rgb = np.asarray(
+            cv2.resize(crop_rgb, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    return View(crop_rgb, points, controls_of(mesh), mesh.pose_ypr_deg)
 
 
 def list_clips(folders: list[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,20 @@ from keyface.tools import train_networks
 if TYPE_CHECKING:
     import torch
 
+    from keyface.engines.store import ModelStore
     from keyface.models.keypoints import Shapes
     from keyface.models.population import F32
-    from keyface.models.train_warp import Drive, WarpConfig, WarpTraining
+    from keyface.models.warp_batches import Drive
+    from keyface.models.warp_judges import Judges
+    from keyface.models.warp_loop import WarpLoop
     from keyface.models.warp_pairs import Pairs, Perform
+    from keyface.models.warp_schedule import WarpSchedule
+    from keyface.models.warp_validation import Validation
     from keyface.pipeline.reenact.keypoints import KeypointModel
 
 _SIDE_PX = 256
+JUDGES = ("face_mesh", "face_blendshapes", "mobilefacenet", "lpips")
+Schedule = TypeVar("Schedule", bound="WarpSchedule")
 
 
 # ---------------------------------------------------------------- pairs
@@ -39,7 +46,7 @@ def pairs(args: argparse.Namespace) -> dict[str, Any]:
     performers = _clips(args) if args.clips else _generated(args)
     with performers as perform, tqdm(total=args.people, unit="person", disable=args.quiet) as bar:
         done = make_pairs(
-            args.out, perform, people=args.people, views=args.views, seconds=args.seconds,
+            args.out, perform, people=args.people, views=args.views, side_px=args.side, seconds=args.seconds,
             on_person=lambda n: bar.update(n - bar.n),
         )  # fmt: skip
     return {"people": done, "wanted": args.people}
@@ -56,15 +63,16 @@ def _generated(args: argparse.Namespace) -> Iterator[Perform]:
     from keyface.tools.train_performers import GeneratedPerformer
 
     wanted = motion_data.wanted_controls(load_controls(args.controls))
+    synthesis = "synthesis_256" if args.side == _SIDE_PX else "synthesis_1024"
     store = train_networks.models(
-        args, "synthesis_256", "mapping", "face_mesh", "face_blendshapes", "sface_fast", "motion_map",
+        args, synthesis, "mapping", "face_mesh", "face_blendshapes", "sface_fast", "motion_map",
         "identity_basis", "projector",
     )  # fmt: skip
     keyed = train_networks.keyed_people(store)
     resting = IdentityBasis.load(store.path("identity_basis")).resting
     with (
         train_networks.mapping_network(store, args) as mapping,
-        train_networks.network(store, "synthesis_256", args) as generator,
+        train_networks.network(store, synthesis, args) as generator,
         train_networks.network(store, "sface_fast", args) as sface,
         train_networks.landmarker(store) as landmarker,
     ):
@@ -75,7 +83,7 @@ def _generated(args: argparse.Namespace) -> Iterator[Perform]:
 
         engines = ReenactEngines(generator, landmarker, Recogniser(sface))
         puppet = Puppet(engines, MotionMap(store.path("motion_map")))
-        yield GeneratedPerformer(puppet, draw, wanted, resting, args.views, args.seed)
+        yield GeneratedPerformer(puppet, draw, wanted, resting, args.views, args.seed, side_px=args.side)
 
 
 @contextmanager
@@ -93,7 +101,7 @@ def _clips(args: argparse.Namespace) -> Iterator[Perform]:
         train_networks.network(store, "yunet_dynamic", args) as engine,
         train_networks.landmarker(store) as landmarker,
     ):
-        performer = ClipPerformer(YuNetDetector(engine), landmarker)
+        performer = ClipPerformer(YuNetDetector(engine), landmarker, side_px=args.side)
 
         def perform(number: int) -> list[Any]:
             clip = clips[number * len(clips) // max(args.people, len(clips))]
@@ -184,46 +192,67 @@ def shapes_of(found: Pairs) -> Shapes:
 # ---------------------------------------------------------------- warp
 def warp(args: argparse.Namespace) -> dict[str, Any]:
     """The networks; writes them, curves and a validation grid, whether or not the schedule has ended."""
+    from keyface.tools import train_warp_full
+
+    if args.size == "full":
+        return train_warp_full.train(args)
     import torch
 
-    from keyface.models.lpips import Lpips
-    from keyface.models.train_warp import Judges, train_warp
+    from keyface.models.train_warp import WarpConfig, train_warp
     from keyface.models.warp_export import export_warp
+    from keyface.models.warp_validation import validate
     from keyface.pipeline.reenact.keypoints import KeypointModel
 
-    config = _config(args)
+    config = read_schedule(args, WarpConfig)
+    config = replace(config, is_compiled=config.is_compiled and train_networks.may_compile(args))
     train, held = load_all_pairs(args.pairs, args.held)
     own = () if args.keypoints else ("keypoints",)
-    store = train_networks.models(args, "face_mesh", "face_blendshapes", "mobilefacenet", "lpips", *own)
+    store = train_networks.models(args, *JUDGES, *own)
     model = KeypointModel.load(args.keypoints or store.path("keypoints"))
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    judges = Judges(Lpips.load(store.path("lpips")), train_networks.face_measure(store, "mobilefacenet"))
-    training = train_warp(train, drive_of(model, train), judges, args.out, config)
-    result = _validate(training, held, drive_of(model, held), args.out)
+    training = train_warp(train, drive_of(model, train), judges_of(store), args.out, config)
+    found = validate(training.average, held, drive_of(model, held), training.judges, device=training.c.device)
+    result = write_validation(training, found, args.out)
     export_warp(training.average, args.out)
     return {"steps": training.step, "wanted": config.steps, **result}
 
 
-def _config(args: argparse.Namespace) -> WarpConfig:
-    from keyface.configs.schema import load_options
-    from keyface.models.train_warp import WarpConfig
+def read_schedule(args: argparse.Namespace, kind: type[Schedule]) -> Schedule:
+    """The size's own configuration or the one given, with what the command line says.
 
-    own = Path(str(files("keyface.configs"))) / "warp" / f"{args.size}.toml"
-    config = load_options(WarpConfig, args.config or own)
-    if args.steps is not None:
-        config = replace(config, steps=args.steps)
-    if args.seed is not None:
-        config = replace(config, seed=args.seed)
-    is_compiled = config.is_compiled and train_networks.may_compile(args)
-    return replace(config, seconds=args.seconds, device=args.device, is_compiled=is_compiled)
+    Raises:
+        UsageError: it cannot be read, or holds what cannot be.
+    """
+    from keyface.configs.schema import load_options
+
+    if args.minutes is not None and not args.minutes > 0:
+        raise UsageError(f"--minutes: got {args.minutes:g}, want more than 0.")
+    path = args.config or Path(str(files("keyface.configs"))) / "warp" / f"{args.size}.toml"
+    try:
+        config = load_options(kind, path)
+    except ValueError as error:  # sizes of a network that do not fit together
+        raise UsageError(f"{path}: {error}.") from error
+    changes: dict[str, Any] = {"seconds": args.seconds, "device": args.device}
+    if args.minutes is not None:
+        changes["seconds"] = min(args.seconds, 60 * args.minutes)
+    given = {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
+    return replace(config, **changes, **given)
+
+
+def judges_of(store: ModelStore) -> Judges:
+    """The frozen networks of the losses, from a store that holds `JUDGES`."""
+    from keyface.models.lpips import Lpips
+    from keyface.models.warp_judges import Judges
+
+    return Judges(Lpips.load(store.path("lpips")), train_networks.face_measure(store, "mobilefacenet"))
 
 
 def load_all_pairs(folders: Sequence[Path], n_held: int) -> tuple[Pairs, Pairs]:
     """All people but the first folder's first `n_held`, and those.
 
     Raises:
-        UsageError: a folder without pairs, too few people, or other numbers of views.
+        UsageError: a folder without pairs, too few people, other numbers of views, or pictures of another side.
     """
     from keyface.models.warp_pairs import Pairs, load_pairs
 
@@ -236,6 +265,12 @@ def load_all_pairs(folders: Sequence[Path], n_held: int) -> tuple[Pairs, Pairs]:
         raise UsageError(
             f"The folders of pairs have {' and '.join(str(n) for n in sorted(views))} views of each person.",
             "Make them with one number of --views.",
+        )
+    sides = {found.side_px for found in (first, *others)}
+    if len(sides) > 1:
+        raise UsageError(
+            f"The folders of pairs hold pictures of {' and '.join(str(n) for n in sorted(sides))} px.",
+            "Make them with one --side.",
         )
     names = ("images", "points", "controls", "poses")
     joined = [np.concatenate([getattr(found, name) for found in (train, *others)]) for name in names]
@@ -259,11 +294,11 @@ def drive_of(model: KeypointModel, found: Pairs) -> Drive:
     return drive
 
 
-def _validate(training: WarpTraining, held: Pairs, drive: Drive, out: Path) -> dict[str, float]:
+def write_validation(training: WarpLoop, found: Validation, out: Path) -> dict[str, float]:
+    """Writes the grid of pictures and the curves into a folder, and gives the figures for the summary."""
     from keyface.models.loss_plot import plot_losses
-    from keyface.models.warp_validation import validate, write_grid, write_history
+    from keyface.models.warp_validation import write_grid, write_history
 
-    found = validate(training.average, held, drive, training.judges, device=training.c.device)
     write_grid(out / "validation.jpg", found)
     if training.history:
         write_history(out / "losses.csv", training.history)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PAIRS, KEYPOINTS, WARP = Path("runs/pairs"), Path("runs/keypoints.safetensors"), Path("runs/warp")
-SIZES = ("mobile",)
+SIZES = ("mobile", "full")
 
 
 def add_warp_steps(steps: Any) -> list[argparse.ArgumentParser]:
@@ -34,6 +34,10 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=12, metavar="N", help="of each (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
+        "--side", type=int, choices=(256, 512), default=256, metavar="PX",
+        help="of the pictures, 256 or 512; 512 for the full network with upscale = 2 (default: 256)",
+    )  # fmt: skip
+    parser.add_argument(
         "--keyed", type=float, default=0.5, metavar="SHARE",
         help="of the people, drawn as a key and the projector make them (default: 0.5)",
     )  # fmt: skip
@@ -57,22 +61,33 @@ def _add_warp(parser: argparse.ArgumentParser) -> None:
         "--pairs", type=Path, nargs="+", default=[PAIRS], metavar="DIR",
         help=f"the first one's first people are held out (default: {PAIRS})",
     )  # fmt: skip
-    parser.add_argument("--keypoints", type=Path, metavar="FILE", help="of yours (default: keyface's own)")
+    parser.add_argument(
+        "--keypoints", type=Path, metavar="FILE",
+        help="of yours (default: keyface's own); not read where the full network learns keypoints",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=WARP, metavar="DIR",
         help=f"networks, curves and validation grid; the checkpoint lies beside it (default: {WARP})",
     )  # fmt: skip
-    parser.add_argument("--size", choices=SIZES, default="mobile", help="default: mobile, for processors")
     parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="TOML",
-        help="schedule and weights of the losses (default: the size's own)",
-    )
+        "--size", choices=SIZES, default="mobile",
+        help="mobile, for processors, or full: FaceVid2Vid, for graphics cards (default: mobile)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, metavar="TOML",
+        help="schedule, weights of the losses and, of full, sizes of the network (default: the size's own, "
+        "configs/warp)",
+    )  # fmt: skip
     parser.add_argument("--held", type=int, default=12, metavar="N", help="people held out (default: 12)")
     parser.add_argument("--steps", type=int, metavar="N", help="in all (default: the configuration's)")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="as --seconds, in minutes; the shorter holds"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="default: the configuration's")
-    parser.add_argument("--no-compile", action="store_true", help="float32 without a C++ compiler; slower")
+    parser.add_argument(
+        "--no-compile", action="store_true",
+        help="mobile: float32 without a C++ compiler; slower. full is never compiled",
+    )  # fmt: skip
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="what PyTorch computes on (default: cpu)"
     )
