@@ -12,10 +12,11 @@ from keyface.engines.chain_network import open_chain_network
 from keyface.engines.engine import Engine, ForwardingEngine
 from keyface.engines.store import ModelStore
 from keyface.pipeline.chain import ChainParts
+from keyface.pipeline.face import F32
 from keyface.pipeline.faces.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.faces.detect import DetectOptions, YuNetDetector
 from keyface.pipeline.faces.landmarks import LiteRtLandmarker
-from keyface.pipeline.faces.recognise import Recogniser
+from keyface.pipeline.faces.recognise import MOBILEFACENET, Recogniser
 from keyface.pipeline.paste.paster import Paster
 from keyface.pipeline.people.book import IdentityBook
 from keyface.pipeline.people.identity import Identities, IdentityOptions
@@ -24,14 +25,16 @@ from keyface.pipeline.people.projector import Projector
 from keyface.pipeline.people.virtual import IdentityBasis, VirtualIdentities
 from keyface.pipeline.process_options import ProcessOptions
 from keyface.pipeline.reenact.keypoints import KeypointModel
+from keyface.pipeline.reenact.likeness import load_cohort
 from keyface.pipeline.reenact.motion import MotionMap
-from keyface.pipeline.reenact.puppet import Actor, Puppet, ReenactEngines, WarpEngines
+from keyface.pipeline.reenact.puppet import Actor, Puppet, ReenactEngines, SecondRecogniser, WarpEngines
 from keyface.pipeline.reenact.reenactor import Reenactor
 from keyface.pipeline.reenact.warp_puppet import make_actor
 from keyface.pipeline.sample.portrait import GeneratedPortrait
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
-_DATA_MODELS = ("motion_map", "identity_basis", "projector")
+_DATA_MODELS = ("motion_map", "identity_basis", "projector", "recogniser_cohort")
+_SECOND_RECOGNISER = "mobilefacenet_half"
 _WARP_NETWORKS = ("warp_source", "warp_motion", "warp_decode")
 _WARP_MODELS = ("keypoints", *_WARP_NETWORKS)
 
@@ -43,7 +46,8 @@ def model_names(options: ProcessOptions) -> tuple[str, ...]:
     if options.redact_only:
         return _ANALYSIS_MODELS
     warp = _WARP_MODELS if options.reenactor_used == "warp" else ()
-    return (*_ANALYSIS_MODELS, f"synthesis_{options.generator_px}", *_DATA_MODELS, *warp)
+    generator = f"synthesis_{options.generator_px}"
+    return (*_ANALYSIS_MODELS, _SECOND_RECOGNISER, generator, *_DATA_MODELS, *warp)
 
 
 def network_opener(store: ModelStore, options: ProcessOptions) -> OpenNetwork:
@@ -101,8 +105,11 @@ def make_parts(
     basis = IdentityBasis.load(store.path("identity_basis"))
     identities = Identities(recogniser, identity, book=book, cohort=basis.cohort)
     virtual = VirtualIdentities(key, basis, Projector.load(store.path("projector")))
+    cohort = load_cohort(store.path("recogniser_cohort"))
     reenactor = Reenactor(
-        lambda: open_reenact_engines(network, options),
+        lambda: replace(
+            open_reenact_engines(network, options), second=open_second_recogniser(network, cohort)
+        ),
         MotionMap(store.path("motion_map")),
         basis,
         identities,
@@ -133,6 +140,11 @@ def open_reenact_engines(network: OpenNetwork, options: ProcessOptions) -> Reena
         return ReenactEngines(generator, looker, recogniser)
     warp = WarpEngines(*(network(name) for name in _WARP_NETWORKS))
     return ReenactEngines(generator, looker, recogniser, warp)
+
+
+def open_second_recogniser(network: OpenNetwork, cohort: F32) -> SecondRecogniser:
+    """What is asked besides SFace how like the driver a face is."""
+    return SecondRecogniser(Recogniser(network(_SECOND_RECOGNISER), MOBILEFACENET), cohort)
 
 
 def load_keypoints(store: ModelStore, options: ProcessOptions) -> KeypointModel | None:

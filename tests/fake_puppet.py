@@ -15,7 +15,7 @@ from keyface.pipeline.face import BLENDSHAPE_NAMES, AnalysedFrame, Face, FaceMes
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.people.book import Pin
 from keyface.pipeline.reenact.keypoints import KeypointModel
-from keyface.pipeline.reenact.puppet import ReenactEngines
+from keyface.pipeline.reenact.puppet import ReenactEngines, SecondRecogniser
 from keyface.pipeline.reenact.reenactor import ReenactOptions, Reenactor
 
 SIDE = 64
@@ -32,7 +32,8 @@ class World:
     Attributes:
         gain, bias_deg: rendered yaw and pitch are gain * asked + bias.
         blind: calls of the landmarker, by number since the last `forget`, that find nothing.
-        similarity: of each candidate to the real person.
+        similarity: of each candidate to the real person; second_similarity: to the second recogniser, if there is
+            one; second_cohort: its generated people.
         faceless: candidates whose plain rendering shows no face.
         bend: multiplies the height of the rendered face.
         pins: person -> who stands in for him according to the book.
@@ -49,6 +50,8 @@ class World:
     bias_deg: tuple[float, float] = (0.0, 0.0)
     blind: Callable[[int], bool] = lambda _: False
     similarity: tuple[float, ...] = (0.0,) * 12
+    second_similarity: tuple[float, ...] | None = None
+    second_cohort: np.ndarray = field(default_factory=lambda: Basis().cohort)
     faceless: tuple[int, ...] = ()
     bend: float = 1.0
     image: float = 0.0
@@ -83,7 +86,16 @@ class World:
 
     def open_engines(self) -> ReenactEngines:
         self.n_opened += 1
-        return ReenactEngines(self.generator(), Eyes(self), Likeness(self))  # type: ignore[arg-type]
+        recogniser: Any = Likeness(self, lambda: self.similarity, "recogniser")
+        eyes: Any = Eyes(self)
+        return ReenactEngines(self.generator(), eyes, recogniser, second=self.second())
+
+    def second(self) -> SecondRecogniser | None:
+        """The second recogniser, where the world has one."""
+        if self.second_similarity is None:
+            return None
+        recogniser: Any = Likeness(self, lambda: self.second_similarity or (), "second recogniser")
+        return SecondRecogniser(recogniser, self.second_cohort)
 
     def forget(self) -> None:
         self.asked.clear()
@@ -129,19 +141,22 @@ class Eyes:
 
 
 class Likeness:
-    """The recogniser: candidate k is as similar to the real person e_0 as the world says."""
+    """A recogniser: the driver, on a black picture, is e_0; candidate k is as similar to him as told."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, similarity: Callable[[], tuple[float, ...]], name: str) -> None:
+        self.world, self.similarity, self.name = world, similarity, name
+        self.seen: list[str] = []
 
     def embed(self, image_rgb: np.ndarray, points_5: np.ndarray) -> np.ndarray:
-        cosine = self.world.similarity[self.world.candidates[-1]]
+        is_driver = not image_rgb.any()
+        self.seen.append("driver" if is_driver else "alone" if len(image_rgb) == SIDE else "pasted")
+        cosine = 1.0 if is_driver else self.similarity()[self.world.candidates[-1]]
         out = np.zeros(128, np.float32)
         out[:2] = cosine, np.sqrt(1 - cosine**2)
         return out
 
     def close(self) -> None:
-        self.world.closed.append("recogniser")
+        self.world.closed.append(self.name)
 
 
 class Script:

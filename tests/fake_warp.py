@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class WarpWorld(World):
     def open_engines(self) -> ReenactEngines:
         made = super().open_engines()
         warp = WarpEngines(*(self._network(name) for name in ("warp_source", "warp_motion", "warp_decode")))
-        return ReenactEngines(made.generator, made.landmarker, made.recogniser, warp)
+        return replace(made, warp=warp)
 
     def forget(self) -> None:
         super().forget()

@@ -200,7 +200,7 @@ def test_a_choice_is_kept(world: World, play: Callable[[], list[str]]) -> None:
 
 
 def test_who_is_pinned_is_not_chosen_again(world: World, play: Callable[[], list[str]]) -> None:
-    world.similarity = (0.0,) * 9 + (0.3,) * 3  # likeness 3.0: nobody would choose 9, and he may stay
+    world.similarity = (0.0,) * 9 + (0.2,) * 3  # likeness 2.0: nobody would choose 9, and he may stay
     world.pins[0] = pin(9)
     assert play() == [] and set(world.candidates) == {9} and world.kept == world.refused == []
 

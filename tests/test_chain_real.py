@@ -161,7 +161,7 @@ def test_the_default_preset_shows_the_same_person_as_the_exact_one(
 ) -> None:
     """Which candidate is taken may hang on the precision when the driver is generated himself and like all of them;
     what is shown of a candidate may not."""
-    monkeypatch.setattr("keyface.pipeline.reenact.casting.Casting.alike", lambda *_: 0.0)
+    monkeypatch.setattr("keyface.pipeline.reenact.likeness.z_score", lambda *_: 0.0)
     fast, exact = (np.stack(play(models, clip[:8], Key(KEY), options).images) for options in (FAST, EXACT))
     difference = np.abs(exact.astype(int) - fast)
     assert difference.mean() < 0.5 and np.percentile(difference, 99.9) < 12 and difference.max() < 32

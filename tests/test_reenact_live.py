@@ -53,7 +53,7 @@ def until_shown(reenactor: Reenactor, face: Callable[..., Face], world: World, *
 def test_a_search_takes_one_rendering_a_frame_and_ends_as_in_a_file(
     make: Callable[..., Reenactor], face: Callable[..., Face], world: World
 ) -> None:
-    world.similarity = (0.5, 0.15, 0.13, *(0.0,) * 9)
+    world.similarity = (0.5, 0.1, 0.07, *(0.0,) * 9)
     reenactor = make()
     reenactor.pace = LIVE
     waited = until_shown(reenactor, face, world)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from keyface.configs.errors import EngineError, UsageError
 from keyface.tools import train_networks
 from keyface.tools.train_projector_options import add_projector_options
+from keyface.tools.train_recogniser import add_recogniser_step, make_recogniser
 from keyface.tools.train_warp_options import add_warp_steps
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SAMPLES, CONTROLS = Path("runs/samples"), Path("runs/controls.npy")
 HEAD_STEPS, MOTION_STEPS = 1800, 1900
-_NEED_TORCH = {"head", "motion", "projector", "pairs", "keypoints", "warp"}
+_NEED_TORCH = {"head", "motion", "projector", "pairs", "keypoints", "warp", "recogniser"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -79,7 +80,8 @@ def add_parser(subparsers: Any) -> None:
         "projector", help="the network that turns keyed codes into people (needs PyTorch)"
     )
     add_projector_options(projector)
-    for step in (samples, head, controls, motion, identity, projector, *add_warp_steps(steps)):
+    recogniser = add_recogniser_step(steps)
+    for step in (samples, head, controls, motion, identity, projector, recogniser, *add_warp_steps(steps)):
         _add_common(step)
 
 
@@ -119,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     steps: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "samples": _samples, "head": _head, "controls": _controls, "motion": _motion, "identity": _identity,
-        "projector": _projector, "pairs": _pairs, "keypoints": _keypoints, "warp": _warp,
+        "projector": _projector, "recogniser": make_recogniser, "pairs": _pairs, "keypoints": _keypoints,
+        "warp": _warp,
     }  # fmt: skip
     with _log_lines(is_quiet=args.quiet):
         summary = {"step": args.step, "out": str(args.out), **steps[args.step](args)}

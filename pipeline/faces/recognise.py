@@ -1,6 +1,12 @@
-"""Embeddings by which one sees whether two pictures show the same face (SFace, Zhong et al. 2021)."""
+"""Embeddings by which one sees whether two pictures show the same face.
+
+Two networks that learnt from different photos: SFace (Zhong et al. 2021), by which people are known, and
+MobileFaceNet (Chen et al. 2018), which is asked besides whether a virtual face is too like the driver's.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,22 +16,44 @@ from keyface.pipeline.faces.align import align_arcface
 from keyface.pipeline.frame import ImageRgb
 
 
+@dataclass(frozen=True, slots=True)
+class RecogniserForm:
+    """How a network takes its picture: names of input and output, and mean and deviation of R, G and B, 0..255."""
+
+    input: str
+    output: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+SFACE = RecogniserForm("data", "fc1", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+MOBILEFACENET = RecogniserForm("image", "embedding", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
 class Recogniser:
-    """SFace through an engine.
+    """A network through an engine.
 
     Args:
-        engine: `sface_fast`: data (1, 3, 112, 112) RGB 0..255 -> fc1 (1, 128). Closed by `close`.
+        engine: (1, 3, 112, 112) RGB -> (1, 128); `sface_fast` or `mobilefacenet`. Closed by `close`.
+        form: how that network takes its picture.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, form: RecogniserForm = SFACE) -> None:
+        self._engine, self._form = engine, form
+        self._mean = np.array(form.mean, np.float32)[:, None, None]
+        self._std = np.array(form.std, np.float32)[:, None, None]
 
     def embed(self, image_rgb: ImageRgb, points_5: F32) -> F32:
         """(128,) unit embedding of the face with five points (5, 2) px. Raises EngineError."""
         crop = align_arcface(image_rgb, points_5).crop_rgb
-        data_nchw = np.ascontiguousarray(crop.transpose(2, 0, 1)).astype(np.float32)[None]
-        vector = self._engine.run({"data": data_nchw})["fc1"].ravel()
+        scaled = (crop.transpose(2, 0, 1).astype(np.float32) - self._mean) / self._std
+        data_nchw = np.ascontiguousarray(scaled[None], np.float32)
+        vector = self._engine.run({self._form.input: data_nchw})[self._form.output].ravel()
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9), np.float32)
+
+    def warm_up(self) -> None:
+        """Runs the network once."""
+        self._engine.warm_up()
 
     def close(self) -> None:
         """Closes the engine."""

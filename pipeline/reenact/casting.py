@@ -20,9 +20,9 @@ from keyface.pipeline.people.book import Pin
 from keyface.pipeline.people.identity import Identities
 from keyface.pipeline.people.virtual import IdentityBasis, VirtualIdentities
 from keyface.pipeline.reenact.face_cover import face_cover
-from keyface.pipeline.reenact.mirror import look_at_pasted
+from keyface.pipeline.reenact.likeness import Likeness
 from keyface.pipeline.reenact.motion import controls_of
-from keyface.pipeline.reenact.puppet import Actor, Person, ReenactEngines, Role
+from keyface.pipeline.reenact.puppet import Actor, Person, Role
 
 Place = Callable[[Role, F32, Face], VirtualFace | RedactionReason]
 """Renders a role with controls (54,) and lays it on a driver's face."""
@@ -36,16 +36,15 @@ class CastingOptions:
     """Who may stand in.
 
     Attributes:
-        wanted_likeness: of a candidate who is taken at once; see `Casting.alike`, deviations. Most pasted faces have
-            0.5 to 2.5; under 1.4 the other recognisers see two people in 99 of 100 (w600k) and more.
+        wanted_likeness: of a candidate who is taken at once, see `Likeness`, deviations. Most have 0.3 to 2.
         max_likeness: of the most unlike candidate, taken when none is as unlike as wanted.
         max_candidates: tried at most.
         max_cover: of a candidate's face (`FaceCover.excess`) who is tried at once; who is more covered waits until
             all others were tried.
     """
 
-    wanted_likeness: float = 1.4
-    max_likeness: float = 3.6
+    wanted_likeness: float = 0.8
+    max_likeness: float = 2.6
     max_candidates: int = 12
     max_cover: float = 1.0
 
@@ -72,13 +71,14 @@ class Casting:
     """Chooses stand-ins on the thread that owns the engines.
 
     Args:
+        likeness: of virtual faces and drivers.
         place: see `Place`.
         virtual: turns a person's embedding into candidates under the key.
     """
 
     def __init__(
         self,
-        engines: ReenactEngines,
+        likeness: Likeness,
         puppet: Actor,
         place: Place,
         basis: IdentityBasis,
@@ -86,7 +86,7 @@ class Casting:
         virtual: VirtualIdentities,
         options: CastingOptions,
     ) -> None:
-        self._engines, self._puppet, self._place = engines, puppet, place
+        self._likeness, self._puppet, self._place = likeness, puppet, place
         self._basis, self._identities, self._virtual = basis, identities, virtual
         self._o = options
 
@@ -108,7 +108,7 @@ class Casting:
         known = self._puppet.meet(pin.w)
         yield
         if known is not None:
-            likeness = yield from self._likeness(known, driver, scene)
+            likeness = yield from self._likeness_of(known, driver, scene)
             if likeness < self._o.max_likeness:
                 return known
         self._identities.refuse(number)
@@ -131,24 +131,24 @@ class Casting:
                 covered.append(seen)
                 yield
                 continue
-            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene)
+            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene, least)
             if likeness < least:
                 chosen, least = (number, person), likeness
             if least < self._o.wanted_likeness:
                 return chosen
         for seen in sorted(covered, key=lambda one: (one.cover, one.number)):
-            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene)
+            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene, least)
             if likeness < least:
                 chosen, least = (seen.number, seen.person), likeness
             if least < self._o.wanted_likeness:
                 break
         return chosen
 
-    def _likeness(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
-        """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`alike`):
+    def _likeness_of(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
+        """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`Likeness`):
         of the virtual person at rest from the front, and of the face pasted over the driver's."""
         alone, _ = yield from self._at_rest(person, driver)
-        return (yield from self._pasted(person, alone, driver, scene))
+        return (yield from self._pasted(person, alone, driver, scene, self._o.max_likeness))
 
     def _at_rest(self, person: Person, driver: F32) -> Generator[None, None, tuple[float, float]]:
         """How like the driver a person is at rest from the front, and how covered; infinite and 0 where no face is
@@ -161,32 +161,25 @@ class Casting:
             return math.inf, 0.0
         yield
         source, own = self._puppet.source_of(person) or (crop, mesh)
-        return self.alike(self._puppet.embed(crop, mesh), driver), face_cover(source, own.points_xyz).excess
+        alone = self._likeness.alone(self._puppet.embed(crop, mesh), driver)
+        return alone, face_cover(source, own.points_xyz).excess
 
     def _pasted(
-        self, person: Person, alone: float, driver: F32, scene: Scene
+        self, person: Person, alone: float, driver: F32, scene: Scene, limit: float
     ) -> Generator[None, None, float]:
-        """The larger of `alone` and the score of the face once pasted; see `_likeness`."""
-        if math.isinf(alone):
+        """The larger of `alone` and the score of the face once pasted; see `_likeness_of`. Who is not below `limit`
+        by himself is not looked at further."""
+        if alone >= limit:
             return alone
         yield
         item, face = scene.item, scene.face
         assert face.mesh is not None
+        self._likeness.look_at_driver(item, face)
+        yield
         found = self._place(Role(person, driver, self._basis.resting), controls_of(face.mesh), face)
         if not isinstance(found, VirtualFace):
             return alone
         yield
         # The frame in which it was placed: the driver may have moved on since.
-        looked = look_at_pasted(self._engines.landmarker, item, face, found)
-        return alone if looked is None else max(alone, self.alike(self._puppet.embed(*looked), driver))
-
-    def alike(self, virtual: F32, driver: F32) -> float:
-        """How like two embeddings (128,) are: their cosine, measured in deviations above what generated people have
-        with this driver (Z-norm, as in speaker verification; Auckenthaler et al. 2000).
-
-        A driver who is generated himself is like all generated people to a recogniser, and a driver of flesh and
-        blood like none; the normalised score means the same for both. Among 660 generated people different ones
-        score above 2.6 in 1 % of pairs and above 3.6 in 0.1 %.
-        """
-        cohort = self._basis.cohort @ driver
-        return (float(virtual @ driver) - float(cohort.mean())) / max(float(cohort.std()), 0.02)
+        seen = self._likeness.of_pasted(item, face, found, driver)
+        return alone if seen is None else max(alone, seen[0])

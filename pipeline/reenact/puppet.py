@@ -39,15 +39,24 @@ class WarpEngines:
     decode: Engine
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondRecogniser:
+    """One more recogniser to ask how like the driver a face is, and embeddings (n, 128) of generated people by it."""
+
+    recogniser: Recogniser
+    cohort: F32
+
+
 @dataclass(frozen=True, slots=True)
 class ReenactEngines:
     """What the stage opens on its thread: generator (`w_plus` -> `image`), landmarker, recogniser; `warp` for the
-    warping reenactor only."""
+    warping reenactor only; `second` wherever somebody is chosen to stand in for a real person."""
 
     generator: Engine
     landmarker: Landmarker
     recogniser: Recogniser
     warp: WarpEngines | None = None
+    second: SecondRecogniser | None = None
 
     def warm_up(self) -> None:
         """Runs each network that renders once."""
@@ -60,6 +69,8 @@ class ReenactEngines:
         """Closes all."""
         for part in (self.generator, self.landmarker, self.recogniser):
             part.close()
+        if self.second is not None:
+            self.second.recogniser.close()
         if self.warp is not None:
             for network in (self.warp.source, self.warp.motion, self.warp.decode):
                 network.close()

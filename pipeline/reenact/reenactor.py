@@ -25,7 +25,8 @@ from keyface.pipeline.people.key import Key
 from keyface.pipeline.people.virtual import IdentityBasis, VirtualIdentities
 from keyface.pipeline.reenact.casting import Casting, CastingOptions, Scene, Search
 from keyface.pipeline.reenact.keypoints import KeypointModel
-from keyface.pipeline.reenact.mirror import look_at_pasted, pose_missed
+from keyface.pipeline.reenact.likeness import Likeness
+from keyface.pipeline.reenact.mirror import pose_missed
 from keyface.pipeline.reenact.motion import POSE_SCALE_DEG, MotionMap, controls_of, transfer
 from keyface.pipeline.reenact.puppet import Actor, Person, ReenactEngines, Rendered, Role
 from keyface.pipeline.reenact.warp_puppet import make_actor
@@ -48,7 +49,7 @@ class ReenactOptions:
         look_every: frames between looks at the pasted face; see pipeline.reenact.mirror.
         rehearsals: renderings by which a new track's pose correction settles before its first frame is shown.
         max_later_likeness: of the pasted face at a later look, from which it is mosaicked until it is less like the
-            driver again; above `casting.max_likeness`, since pose and expression move the score by about one.
+            driver again; above `casting.max_likeness`, since pose and expression move the score.
         min_face_px: narrower faces (root of the area of the landmarks' box) are mosaicked: most of such a face is
             hair and outline, which are the driver's. A detector's box is then about 45 px high.
         casting: who may stand in.
@@ -62,7 +63,7 @@ class ReenactOptions:
     max_misfit: float = 0.09
     look_every: int = 12
     rehearsals: int = 6
-    max_later_likeness: float = 4.2
+    max_later_likeness: float = 3.0
     min_face_px: float = 38.0
     casting: CastingOptions = field(default_factory=CastingOptions)
 
@@ -111,6 +112,7 @@ class Reenactor:
         self.pace = Pace()  # may be set on any thread; the next frame obeys
         self._engines: ReenactEngines | None = None
         self._puppet: Actor | None = None
+        self._likeness: Likeness | None = None
         self._cast: dict[int, Person | RedactionReason] = {}  # a reason: nobody stands in
         self._searches: dict[int, tuple[Search, Scene]] = {}
         self._roles: dict[int, Role] = {}
@@ -122,13 +124,14 @@ class Reenactor:
         self._engines = self._open_engines()
         self._engines.warm_up()
         self._puppet = make_actor(self._engines, self._motion, self._basis.resting, self._keypoints)
+        self._likeness = Likeness(self._engines, self._basis.cohort)
         self._searches.clear()
         self._roles.clear()
         self._understudies.clear()
 
     def close(self) -> None:
         """Closes the engines. Opened again, the same people keep their virtual faces."""
-        engines, self._engines, self._puppet = self._engines, None, None
+        engines, self._engines, self._puppet, self._likeness = self._engines, None, None, None
         if engines is not None:
             engines.close()
 
@@ -287,15 +290,14 @@ class Reenactor:
 
     def _look(self, role: Role, item: AnalysedFrame, face: Face, virtual: VirtualFace, gain: float) -> None:
         """Learns what pasting does to the pose, and whether the pasted face is like the driver."""
-        assert self._engines is not None and self._puppet is not None and face.mesh is not None
-        looked = look_at_pasted(self._engines.landmarker, item, face, virtual)
+        assert self._likeness is not None and face.mesh is not None
+        looked = self._likeness.of_pasted(item, face, virtual, role.driver)
         if looked is None:
             return
-        image_rgb, seen = looked
+        likeness, seen = looked
         limit = self._o.max_correction_deg / POSE_SCALE_DEG
         missed = pose_missed(face.mesh, seen)
         role.pasting = np.clip(role.pasting + np.float32(gain) * missed, -limit, limit)
-        likeness = self._casting().alike(self._puppet.embed(image_rgb, seen), role.driver)
         role.is_too_alike = likeness >= self._o.max_later_likeness
 
     def _learn(self, role: Role, wanted: F32, mesh: FaceMesh, gain: float) -> None:
@@ -363,11 +365,11 @@ class Reenactor:
             self._searches[number] = search, scene
 
     def _casting(self) -> Casting:
-        assert self._engines is not None and self._puppet is not None
+        assert self._likeness is not None and self._puppet is not None
 
         def place(role: Role, wanted: F32, face: Face) -> VirtualFace | RedactionReason:
             return self._show(role, wanted, face, self._o.correction)
 
         return Casting(
-            self._engines, self._puppet, place, self._basis, self._identities, self._virtual, self._o.casting
+            self._likeness, self._puppet, place, self._basis, self._identities, self._virtual, self._o.casting
         )
