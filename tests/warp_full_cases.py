@@ -17,7 +17,10 @@ from keyface.models.warp_batches import Drawer, unit
 from keyface.models.warp_pairs import Pairs, View
 from keyface.pipeline.faces.geometry import pose_from_mesh
 
-TINY = replace(SMALL, side_px=64, is_spectral=True)
+TINY = replace(
+    SMALL, side_px=64, is_spectral=True, width=4, spade_hidden=4, motion_channels=1, motion_max_width=8,
+    detector_max_width=8, pose_stem=4, pose_width=8, n_resblocks=1,
+)  # fmt: skip
 CONFIG = FullWarpConfig(
     people=2, views=2, lr=6e-3, steps=40, decay=0.9, largest_gradient=10.0, n_scales=1, critic_scales=1,
     critic_channels=4, reading_from=1.0, adversarial_from=0.5, predicted=0.5, network=TINY,
