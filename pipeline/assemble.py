@@ -34,7 +34,7 @@ from keyface.pipeline.sample.portrait import GeneratedPortrait
 
 _ANALYSIS_MODELS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast")
 _DATA_MODELS = ("motion_map", "identity_basis", "projector", "recogniser_cohort")
-_SECOND_RECOGNISER = "mobilefacenet_half"
+_SECOND_RECOGNISER = "mobilefacenet"
 _WARP_NETWORKS = ("warp_source", "warp_motion", "warp_decode")
 _WARP_MODELS = ("keypoints", *_WARP_NETWORKS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import importlib.util
 import io
@@ -95,11 +96,13 @@ def test_a_member_of_a_member_is_taken_out(wheelhouse: Path, root: Path) -> None
     assert store.status("pack") == "ok"
 
 
-def test_an_sdist_is_fetched(wheelhouse: Path, root: Path) -> None:
+def write_sdist(wheelhouse: Path, ran: Path) -> str:
+    """An sdist whose build script leaves a mark when it is run; its SHA-256."""
     backend = (
         "import pathlib\n"
         "def get_requires_for_build_wheel(config_settings=None): return []\n"
         "def prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        f"    pathlib.Path({str(ran)!r}).touch()\n"
         "    info = pathlib.Path(folder) / 'kf_sdist-2.0.dist-info'; info.mkdir()\n"
         "    (info / 'METADATA').write_text('Metadata-Version: 2.1\\nName: kf-sdist\\nVersion: 2.0\\n')\n"
         "    (info / 'WHEEL').write_text('Wheel-Version: 1.0\\n')\n"
@@ -113,16 +116,39 @@ def test_an_sdist_is_fetched(wheelhouse: Path, root: Path) -> None:
         "backend.py": backend.encode(),
         "kf_sdist/weights.pt": WEIGHTS,
     }
-    with tarfile.open(wheelhouse / "kf_sdist-2.0.tar.gz", "w:gz") as ball:
+    path = wheelhouse / "kf_sdist-2.0.tar.gz"
+    with tarfile.open(path, "w:gz") as ball:
         for name, content in members.items():
             item = tarfile.TarInfo(f"kf_sdist-2.0/{name}")
             item.size = len(content)
             ball.addfile(item, io.BytesIO(content))
-    source = (
-        '{ kind = "pypi", requirement = "kf_sdist==2.0", member = "kf_sdist/weights.pt", archive = "sdist" }'
-    )
-    store = ModelStore(root, manifest=manifest_of(entry("a", source)))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+SDIST = (
+    '{ kind = "pypi", requirement = "kf_sdist==2.0", member = "kf_sdist/weights.pt", archive = "sdist"'
+    ', archive_sha256 = "SHA" }'
+)
+
+
+def test_an_sdist_is_fetched(wheelhouse: Path, root: Path, tmp_path: Path) -> None:
+    sha256 = write_sdist(wheelhouse, tmp_path / "ran")
+    store = ModelStore(root, manifest=manifest_of(entry("a", SDIST.replace("SHA", sha256))))
     assert store.ensure("a")["a"].read_bytes() == WEIGHTS
+    assert (tmp_path / "ran").exists()
+
+
+def test_nothing_of_another_sdist_is_run(wheelhouse: Path, root: Path, tmp_path: Path) -> None:
+    write_sdist(wheelhouse, tmp_path / "ran")
+    store = ModelStore(root, manifest=manifest_of(entry("a", SDIST.replace("SHA", "0" * 64))))
+    with pytest.raises(ModelStoreError, match=r"kf_sdist==2\.0 cannot be downloaded; pip says"):
+        store.ensure("a")
+    assert not (tmp_path / "ran").exists() and holds_only(root)
+
+
+def test_an_sdist_without_a_hash_is_refused() -> None:
+    with pytest.raises(ModelStoreError, match="an sdist needs archive_sha256"):
+        manifest_of(entry("a", SDIST.replace(', archive_sha256 = "SHA"', "")))
 
 
 def test_a_version_that_is_not_there_quotes_pip(wheelhouse: Path, root: Path) -> None:

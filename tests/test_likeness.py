@@ -148,7 +148,7 @@ def test_a_second_recogniser_that_fails_is_a_fault_like_any_other(world: World, 
     reenactor = open_reenactor(world)
 
     def fail(*_: Any) -> np.ndarray:
-        raise EngineError("mobilefacenet_half: out of memory.")
+        raise EngineError("mobilefacenet: out of memory.")
 
     assert reenactor._engines is not None and reenactor._engines.second is not None
     reenactor._engines.second.recogniser.embed = fail  # type: ignore[method-assign]
@@ -184,7 +184,7 @@ def test_each_network_gets_its_picture_as_it_learnt_it(form: Any, want: float) -
 
 
 def test_both_reenactors_need_the_second_recogniser_and_a_mosaic_does_not() -> None:
-    needed = {"mobilefacenet_half", "recogniser_cohort"}
+    needed = {"mobilefacenet", "recogniser_cohort"}
     assert needed <= set(model_names(ProcessOptions(reenactor="latent")))
     assert needed <= set(model_names(ProcessOptions(reenactor="warp")))
     assert not needed & set(model_names(ProcessOptions(redact_only=True)))
@@ -203,16 +203,3 @@ def test_the_carried_cohort_is_of_unit_length(models: Any) -> None:
     assert made.shape == (64, 128)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1.0, atol=2e-3)
     assert 0.05 < (made @ made.T)[np.triu_indices(64, 1)].mean() < 0.3
-
-
-def test_the_carried_network_is_the_published_one(models: Any) -> None:
-    from keyface.engines.open import open_engine
-
-    models.ensure(["mobilefacenet"])
-    feed = {"image": np.random.RandomState(5).normal(size=(1, 3, 112, 112)).astype(np.float32)}
-    found = []
-    for name in ("mobilefacenet", "mobilefacenet_half"):
-        with open_engine(models.path(name), name=name, threads=1) as engine:
-            vector = engine.run(feed)["embedding"].ravel()
-        found.append(vector / np.linalg.norm(vector))
-    assert found[0] @ found[1] > 0.9999

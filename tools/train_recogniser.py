@@ -1,8 +1,4 @@
-"""`keyface train recogniser`: the second recogniser as keyface carries it, and generated people as it sees them.
-
-MobileFaceNet's checkpoint is published in an archive that runs code when it is fetched, which no default model may.
-So the package carries the network itself, its weights in half precision.
-"""
+"""`keyface train recogniser`: generated people as the second recogniser sees them."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
     from keyface.pipeline.frame import ImageRgb
 
 OUT = Path("runs/recogniser")
-NETWORK, COHORT = "mobilefacenet_half.onnx", "cohort.safetensors"
+COHORT = "cohort.safetensors"
 N_COHORT = 64
 _PEOPLE = ("mapping", "synthesis_256", "face_mesh", "face_blendshapes", "identity_basis")
 
@@ -33,29 +29,23 @@ _PEOPLE = ("mapping", "synthesis_256", "face_mesh", "face_blendshapes", "identit
 def add_recogniser_step(steps: Any) -> argparse.ArgumentParser:
     """The parser of the step."""
     parser: argparse.ArgumentParser = steps.add_parser(
-        "recogniser", help="the second recogniser as carried, and generated people as it sees them"
+        "recogniser", help="generated people as the second recogniser sees them"
     )
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
     return parser
 
 
 def make_recogniser(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes both files; the network first, since the people are seen by it as it is carried."""
-    import onnx
+    """Writes the embeddings."""
     from safetensors.numpy import save_file
 
-    from keyface.engines.open import open_engine
-    from keyface.models.warp_export import stored_in_half
     from keyface.pipeline.faces.geometry import points_5_from_mesh
     from keyface.pipeline.faces.recognise import MOBILEFACENET, Recogniser
 
     store = train_networks.models(args, "mobilefacenet", *_PEOPLE)
     args.out.mkdir(parents=True, exist_ok=True)
-    network = args.out / NETWORK
-    onnx.save_model(stored_in_half(onnx.load(store.path("mobilefacenet"))), str(network))
     with ExitStack() as stack:
-        engine = open_engine(network, name="mobilefacenet_half", backend="onnxruntime", threads=args.threads)
-        recogniser = Recogniser(engine, MOBILEFACENET)
+        recogniser = Recogniser(train_networks.network(store, "mobilefacenet", args), MOBILEFACENET)
         stack.callback(recogniser.close)
         people = itertools.islice(stack.enter_context(_People(store, args)), N_COHORT)
         cohort = np.stack([recogniser.embed(i, points_5_from_mesh(m.points_xyz)) for i, m in people])
