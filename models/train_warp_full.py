@@ -41,7 +41,7 @@ from keyface.models.warp_pairs import Pairs
 from keyface.models.warp_schedule import WarpSchedule
 from keyface.models.warp_validation import Render
 
-N_SETTLING = 16  # batches over which norms are measured at the end
+N_SETTLING = 8  # batches over which norms are measured at the end
 
 
 @dataclass(frozen=True)

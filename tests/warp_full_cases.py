@@ -13,7 +13,7 @@ from paper_face import a_picture
 from test_train_warp import mesh
 
 from keyface.models.train_warp_full import FullTraining, FullWarpConfig
-from keyface.models.warp_batches import Drawer, unit
+from keyface.models.warp_batches import unit
 from keyface.models.warp_pairs import Pairs, View
 from keyface.pipeline.faces.geometry import pose_from_mesh
 
@@ -22,8 +22,8 @@ TINY = replace(
     detector_max_width=8, pose_stem=4, pose_width=8, n_resblocks=1,
 )  # fmt: skip
 CONFIG = FullWarpConfig(
-    people=2, views=2, lr=6e-3, steps=40, decay=0.9, largest_gradient=10.0, n_scales=1, critic_scales=1,
-    critic_channels=4, reading_from=1.0, adversarial_from=0.5, predicted=0.5, network=TINY,
+    people=2, views=2, lr=4e-3, steps=40, decay=0.9, largest_gradient=10.0, n_scales=1, critic_scales=1,
+    critic_channels=4, reading_weight=0.0, identity_weight=0.0, adversarial_from=0.5, predicted=0.5, network=TINY,
 )  # fmt: skip
 MESH = replace(CONFIG, network=replace(TINY, learns_keypoints=False, n_keypoints=9))
 SKINS = ((230, 180, 150), (120, 80, 60), (180, 200, 120), (200, 120, 180))
@@ -66,8 +66,3 @@ def own_points(pairs: Pairs) -> Any:
 
 def training(out: Path, config: FullWarpConfig) -> FullTraining:
     return FullTraining(PlainJudges(), out, config)  # type: ignore[arg-type]
-
-
-def step_on(made: FullTraining, drawer: Drawer, n: int) -> None:
-    for _ in range(n):
-        made.train_step(drawer.draw(np.random.default_rng([made.c.seed, made.step])))
