@@ -63,6 +63,12 @@ GPU_NETWORKS: dict[str, GpuNetwork] = {
             opens_batch=True,
             decides=True,
         ),
+        GpuNetwork(
+            name="mobilefacenet",
+            source="mobilefacenet",
+            ranges={"image": _batch(3, 112, 112)},
+            decides=True,
+        ),
         GpuNetwork(name="mapping", source="mapping", ranges={"z": _batch(512)}, decides=True),
         GpuNetwork(name="synthesis_256", source="synthesis_256", ranges={"w_plus": _batch(23, 512)}),
         GpuNetwork(

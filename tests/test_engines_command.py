@@ -166,7 +166,7 @@ def test_rtx_builds_the_whole_chain_ahead_of_time(rtx: Any, models: Any, tmp_pat
     """Every network, in half and in float32 where that decides, for five kinds of cards; without a card."""
     sources = models.ensure([network.source for network in GPU_NETWORKS.values()])
     requests = gpu_open.requests_for(sources)
-    assert {r.network.name for r in requests} == set(GPU_NETWORKS) and len(requests) == 13
+    assert {r.network.name for r in requests} == set(GPU_NETWORKS) and len(requests) == 15
     unsupported = {}
     for request in requests:
         graph = graph_for(request.network, request.path, request.precision)
@@ -178,7 +178,7 @@ def test_rtx_builds_the_whole_chain_ahead_of_time(rtx: Any, models: Any, tmp_pat
         requests, rtx, CARDS, is_ahead=True, cache=cache,
         on_progress=lambda request: lambda *step: steps.append(step),
     )  # fmt: skip
-    assert [result.problem for result in results] == [""] * 13
+    assert [result.problem for result in results] == [""] * 15
     assert all(done <= total for _, done, total in steps) and steps
     for entry in cache.entries():
         assert entry.key.architectures == CARDS and entry.n_bytes > 1e6

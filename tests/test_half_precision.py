@@ -221,6 +221,7 @@ def _feeds(models: Any) -> dict[str, dict[str, F32]]:
         "face_mesh": {"input_12": crop},
         "face_blendshapes": {"serving_default_input_points:0": (points[None] * 4 + 1500).astype(np.float32)},
         "sface_fast": {"data": np.ascontiguousarray(pictures[:, :, 70:182, 72:184])},
+        "mobilefacenet": {"image": np.ascontiguousarray((pictures[:, :, 70:182, 72:184] - 120) / 57)},
         "mapping": {"z": rng.normal(size=(2, 512)).astype(np.float32)},
         "synthesis_256": {"w_plus": w_plus},
         "synthesis_1024": {"w_plus": w_plus[:1]},
@@ -274,7 +275,7 @@ def _compare(name: str, key: str, got: F32, want: F32) -> None:
     if name.startswith(("synthesis", "warp_decode")):
         mse = float(np.mean((got - want) ** 2))
         assert 10 * np.log10(4.0 / mse) >= MIN_PSNR_DB, name  # pictures span 2
-    elif name in ("sface_fast", "mapping"):
+    elif name in ("sface_fast", "mobilefacenet", "mapping"):
         cosine = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
         assert cosine.min() >= MIN_COSINE, name
     elif name == "face_blendshapes":
