@@ -66,7 +66,7 @@ class Browser:
         """Ends the program."""
         os.close(self._out)
         try:
-            self._program.wait(5)
+            self._program.wait(20)
         except subprocess.TimeoutExpired:
             self._program.kill()
             self._program.wait(5)
@@ -86,7 +86,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, script: str, timeout_s: float = 60.0) -> None:
         """Until the expression is true."""
         deadline_s = time.monotonic() + timeout_s
         while not self.value(f"Boolean({script})"):
@@ -121,7 +121,7 @@ class Browser:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         return self._until(lambda answer: answer.get("id") == self._number)
 
-    def _until(self, is_it: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> Any:
+    def _until(self, is_it: Callable[[dict[str, Any]], bool], timeout_s: float = 90.0) -> Any:
         deadline_s = time.monotonic() + timeout_s
         while True:
             while b"\0" not in self._buffer:

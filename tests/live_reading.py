@@ -11,7 +11,9 @@ from keyface.pipeline.frame import Frame
 from keyface.pipeline.live.address import parse_source
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
-QUICK = LiveSourceOptions(open_timeout_s=1.0, silence_s=0.5, first_pause_s=0.05, longest_pause_s=0.2)
+QUICK = LiveSourceOptions(open_timeout_s=4.0, silence_s=1.0, first_pause_s=0.05, longest_pause_s=0.2)
+# A stop, and whatever else waits for nothing: where it did wait, that would be for 20 s and more.
+AT_ONCE_S = 8.0
 SECRETS = ("hidden-user", "hidden-password", "hidden-path", "hidden-token")
 
 
@@ -41,13 +43,13 @@ class Reading:
     def is_over(self) -> bool:
         return not self._thread.is_alive()
 
-    def wait(self, is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    def wait(self, is_so: Callable[[], bool], timeout_s: float = 45.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not is_so():
             assert time.monotonic() < deadline_s, (self.source.status, self.error, len(self.frames))
             time.sleep(0.005)
 
-    def wait_for_more(self, n: int, timeout_s: float = 15.0) -> None:
+    def wait_for_more(self, n: int, timeout_s: float = 45.0) -> None:
         before = len(self.frames)
         self.wait(lambda: len(self.frames) >= before + n, timeout_s)
 
@@ -55,7 +57,7 @@ class Reading:
         """Seconds that it took."""
         began_s = time.monotonic()
         self.source.stop()
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive()
         return time.monotonic() - began_s
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rtsp_server import numbered
+from rtsp_server import N_FRAMES, numbered
 
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.live.audio import AUDIO_RATE_HZ, AudioPiece
@@ -42,7 +42,7 @@ def tone(pts_s: float, duration_s: float = 0.04, level: float = 0.5) -> AudioPie
     return AudioPiece(np.repeat(wave.astype(np.float32)[:, None], 2, axis=1), pts_s)
 
 
-def until(is_so: Callable[[], Any], timeout_s: float = 20.0) -> bool:
+def until(is_so: Callable[[], Any], timeout_s: float = 60.0) -> bool:
     """Waits for a condition."""
     deadline_s = time.monotonic() + timeout_s
     while not is_so():
@@ -73,7 +73,7 @@ class Pacer:
         self.sent_s: dict[int, float] = {}
         self.longest_s = 0.0
 
-    def run(self, is_over: Callable[[], Any], timeout_s: float = 20.0) -> bool:
+    def run(self, is_over: Callable[[], Any], timeout_s: float = 60.0) -> bool:
         """Until the condition holds; False when it does not in time."""
         deadline_s = time.monotonic() + timeout_s
         while not is_over():
@@ -137,7 +137,17 @@ class Receiver:
 
     def numbers(self) -> list[int]:
         """Numbers of the frames that came, as read off the pictures."""
-        return [entry["number"] for entry in self.entries("video") if entry["number"] is not None]
+        return [entry["number"] for entry in self.numbered()]
+
+    def numbered(self) -> list[dict[str, Any]]:
+        """The entries of pictures whose number can be read; numbers go on where those in pictures begin anew."""
+        found = [entry for entry in self.entries("video") if entry["number"] is not None]
+        n_rounds, before = 0, 0
+        for entry in found:
+            n_rounds += entry["number"] < before - N_FRAMES // 2
+            before = entry["number"]
+            entry["number"] += n_rounds * N_FRAMES
+        return found
 
 
 def rtmp(port: int, user: str = "") -> str:

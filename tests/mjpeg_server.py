@@ -31,7 +31,7 @@ class MjpegServer:
             "garbage" sends noise for pictures; "half" sends pictures without their second half;
             "refuse" closes at once.
         answer: HTTP head.
-        n_connections: so far.
+        n_connections, n_sent: connections, and pictures, so far.
     """
 
     def __init__(self, picture: Callable[[int], np.ndarray], fps: float = 30.0) -> None:
@@ -39,6 +39,7 @@ class MjpegServer:
         self.mode = "serve"
         self.answer = HEAD
         self.n_connections = 0
+        self.n_sent = 0
         self.requests: list[bytes] = []
         self._is_over = False
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -97,6 +98,7 @@ class MjpegServer:
                         share = 1.0 if self.mode == "serve" else 0.5
                         connection.sendall(as_part(self._picture(self._number), share))
                         self._number += 1
+                        self.n_sent += 1
                     elif self.mode == "garbage":
                         connection.sendall(np.random.default_rng(self._number).bytes(4096))
                     elif self.mode == "refuse":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import threading
 import time
@@ -102,7 +103,7 @@ def ask(
     body: bytes | None = None, path: str | None = None,
 ) -> Answer:  # fmt: skip
     """One request; the answer is read to its end."""
-    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=30)
     try:
         connection.request(method, f"/{token}/{name}" if path is None else path, body, headers or {})
         answer = connection.getresponse()
@@ -118,8 +119,15 @@ def control(page: LivePage, action: str, value: Any = None, **options: Any) -> A
     return ask(page, "control", method="POST", headers=headers, body=body, **options)
 
 
-def watch(page: LivePage, n_pictures: int, timeout_s: float = 20.0) -> list[np.ndarray]:
+def watch(page: LivePage, n_pictures: int) -> list[np.ndarray]:
     """The first pictures of the moving one, uint8 (H, W, 3) RGB."""
+    with watching(page) as pictures:
+        return list(itertools.islice(pictures, n_pictures))
+
+
+@contextmanager
+def watching(page: LivePage, timeout_s: float = 40.0) -> Iterator[Iterator[np.ndarray]]:
+    """Pictures of the moving one as they come, uint8 (H, W, 3) RGB."""
     connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=timeout_s)
     try:
         connection.request("GET", f"/{TOKEN}/stream.mjpeg")
@@ -127,16 +135,19 @@ def watch(page: LivePage, n_pictures: int, timeout_s: float = 20.0) -> list[np.n
         assert answer.status == 200, answer.read()
         assert answer.getheader("Content-Type", "").startswith("multipart/x-mixed-replace")
         assert answer.readline() == b"--keyface\r\n"
-        pictures = []
-        for _ in range(n_pictures):
-            assert answer.readline() == b"Content-Type: image/jpeg\r\n"
-            length = int(answer.readline().split(b":")[1])
-            assert answer.readline() == b"\r\n"
-            pictures.append(picture_of(answer.read(length)))
-            assert answer.readline() + answer.readline() == b"\r\n--keyface\r\n"
-        return pictures
+        yield _parts(answer)
     finally:
         connection.close()
+
+
+def _parts(answer: http.client.HTTPResponse) -> Iterator[np.ndarray]:
+    while True:
+        assert answer.readline() == b"Content-Type: image/jpeg\r\n"
+        length = int(answer.readline().split(b":")[1])
+        assert answer.readline() == b"\r\n"
+        picture = picture_of(answer.read(length))
+        assert answer.readline() + answer.readline() == b"\r\n--keyface\r\n"
+        yield picture
 
 
 def picture_of(jpeg: bytes) -> np.ndarray:
@@ -144,7 +155,7 @@ def picture_of(jpeg: bytes) -> np.ndarray:
     return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen"

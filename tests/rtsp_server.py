@@ -220,7 +220,7 @@ class _Noise:
 
     def __init__(self, port: int) -> None:
         self._is_over = False
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 30
         while True:
             try:
                 self._listener = socket.create_server(("127.0.0.1", port))

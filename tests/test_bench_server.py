@@ -15,7 +15,7 @@ from keyface.configs.errors import UsageError
 from keyface.tools import bench_server
 from keyface.tools.bench_server import SERVER_DROPS, ServerCommand
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,13 @@ def test_a_server_fails_in_every_way_and_returns(tmp_path: Path) -> None:
     command = [SYSTEM_PYTHON, str(SERVER), "--port", str(port), "--clip", str(clip)]
     url = f"rtsp://127.0.0.1:{port}/hidden-path"
     with ServerCommand(command, url) as server, Reading(url_source(url, QUICK)) as reading:
-        for number, how in enumerate(SERVER_DROPS, 1):
+        for how in SERVER_DROPS:
             reading.wait_for_more(5)
+            n = reading.source.status.reconnects
             server.fail(how)
             reading.wait(lambda: reading.source.status.state == "lost")
             time.sleep(0.2)
             server.restore()
-            reading.wait(lambda number=number: reading.source.status.reconnects == number)  # type: ignore[misc]
+            reading.wait(lambda n=n: reading.source.status.reconnects > n)  # type: ignore[misc]
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         pass

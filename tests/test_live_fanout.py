@@ -19,7 +19,7 @@ from keyface.pipeline.live.fanout import Fanout
 from keyface.pipeline.live.sink import LiveSink
 from keyface.pipeline.live.source import LiveStatus
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 class Blocking(Screen):
@@ -103,19 +103,19 @@ def test_all_sinks_get_all_frames_in_order() -> None:
 @pytest.mark.parametrize("on", ["open", "write"])
 def test_a_sink_that_blocks_for_ever_holds_nobody_up(on: str) -> None:
     blocked, other = Blocking(on=on), Screen()
-    both = fanout(blocked, other, timeout_s=0.5)
+    both = fanout(blocked, other, timeout_s=2.0)
     began_s = time.monotonic()
     show(both, 30)
     assert time.monotonic() - began_s < 10  # `show` itself never waited: the sink would, for 50 s
     assert until(lambda: len(other.frames) == 30)
     report = both.reports()[0]
     assert report.written == 0 and report.dropped >= 27
-    assert until(lambda: both.check() is None and both.reports()[0].state == "failed", 5)
-    assert "has not taken a frame for 0.5 s" in both.reports()[0].problem
+    assert until(lambda: both.check() is None and both.reports()[0].state == "failed")
+    assert "has not taken a frame for 2 s" in both.reports()[0].problem
     began_s = time.monotonic()
     both.close()
     both.finish(is_complete=True)
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 10
     assert other.endings == [True] and blocked.endings == []  # its thread may still be at work in it
     blocked.release.set()
     assert no_threads_left() and blocked.is_closed
@@ -127,7 +127,7 @@ def test_a_sink_that_blocks_at_the_end_is_told(blocking: Blocking) -> None:
     show(only, 3)
     began_s = time.monotonic()
     only.close()
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 10
     with pytest.raises(SinkError, match="did not come back"):
         only.finish(is_complete=True)
 

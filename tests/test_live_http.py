@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hls_server import SIZE_WH, HlsServer, hls_server, write_segments
-from live_reading import QUICK, SECRETS, Reading, url_source
+from live_reading import AT_ONCE_S, QUICK, SECRETS, Reading, url_source
+from live_sink_cases import until
 from rtsp_server import FPS, free_port, number_of
 
 from keyface.pipeline.live.audio import AUDIO_RATE_HZ
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-CALM = replace(QUICK, open_timeout_s=5.0, silence_s=1.5)
+CALM = replace(QUICK, open_timeout_s=8.0, silence_s=8.0)
 N_SEGMENTS = 20
 
 
@@ -37,18 +38,26 @@ def server(folder: Path) -> Iterator[HlsServer]:
         yield made
 
 
-def assert_real_time(reading: Reading, n: int) -> None:
-    """The last `n` frames came about as far apart as they are to be shown."""
-    spans_s = [b - a for a, b in pairwise(reading.times_s[-n:])]
-    assert 0.7 / FPS < np.mean(spans_s) < 2.0 / FPS
-    assert np.quantile(spans_s, 0.1) > 0.1 / FPS, "frames came in bursts"
+def wait_for_real_time(reading: Reading, n: int) -> None:
+    """Until `n` frames on end came about as far apart as they are to be shown, and not in bursts.
+
+    A busy machine may upset the pace for a while; a reader that has none never gets there.
+    """
+
+    def is_real_time() -> bool:
+        if len(reading.frames) < n:
+            return False
+        spans_s = [b - a for a, b in pairwise(reading.times_s[-n:])]
+        return 0.7 / FPS < np.mean(spans_s) < 2.0 / FPS and np.quantile(spans_s, 0.1) > 0.1 / FPS
+
+    reading.wait(is_real_time, 90)
 
 
 def test_live_hls_is_shown_at_its_own_pace(server: HlsServer) -> None:
     with Reading(url_source(server.url("live.m3u8"), CALM)) as reading:
-        reading.wait(lambda: len(reading.frames) >= 3 * FPS, 30)
-        assert reading.stop() < 1.0
-    assert_real_time(reading, 2 * FPS)
+        reading.wait(lambda: len(reading.frames) >= 3 * FPS)
+        wait_for_real_time(reading, 2 * FPS)
+        assert reading.stop() < AT_ONCE_S
     numbers = [number_of(frame.image_rgb) for frame in reading.frames]
     assert numbers[0] is not None and numbers[0] >= FPS, "began with the oldest segment"
     steps = [(b - a) % 300 for a, b in pairwise(number for number in numbers if number is not None)]
@@ -58,11 +67,11 @@ def test_live_hls_is_shown_at_its_own_pace(server: HlsServer) -> None:
 
 
 def test_live_hls_that_stalls_is_lost_and_found(server: HlsServer) -> None:
-    options = replace(CALM, silence_s=0.6)
+    options = replace(CALM, silence_s=0.8)
     with Reading(url_source(server.url("live.m3u8"), options)) as reading:
-        reading.wait_for_more(10, 30)
+        reading.wait_for_more(10)
         server.mode = "stall"
-        reading.wait(lambda: reading.source.status.state == "lost", 30)
+        reading.wait(lambda: reading.source.status.state == "lost")
         assert not [secret for secret in SECRETS if secret in reading.source.status.problem]
         server.mode = "serve"
         reading.wait(lambda: reading.source.status.reconnects >= 1)
@@ -70,17 +79,17 @@ def test_live_hls_that_stalls_is_lost_and_found(server: HlsServer) -> None:
 
 def test_stop_ends_the_wait_for_a_segment(server: HlsServer) -> None:
     with Reading(url_source(server.url("live.m3u8"), replace(CALM, silence_s=20))) as reading:
-        reading.wait_for_more(10, 30)
+        reading.wait_for_more(10)
         server.mode = "stall"
         time.sleep(3.0)
-        assert reading.stop() < 1.0
+        assert reading.stop() < AT_ONCE_S
 
 
 @pytest.mark.parametrize("name", ["all.m3u8", "clip.mp4"])
 def test_a_recording_on_a_server_keeps_its_pace(server: HlsServer, name: str) -> None:
     with Reading(url_source(server.url(name), CALM)) as reading:
-        reading.wait(lambda: len(reading.frames) >= 2 * FPS, 30)
-    assert_real_time(reading, FPS)
+        reading.wait(lambda: len(reading.frames) >= 2 * FPS)
+        wait_for_real_time(reading, FPS)
     assert not any(frame.is_suspect for frame in reading.frames)
 
 
@@ -93,9 +102,9 @@ def test_a_recording_on_a_server_ends_or_begins_again(
         options = replace(CALM, is_looped=is_looped)
         with Reading(url_source(short.url("clip.mp4"), options)) as reading:
             if is_looped:
-                reading.wait(lambda: len(reading.frames) > FPS + 5, 30)
+                reading.wait(lambda: len(reading.frames) > FPS + 5)
             else:
-                reading.wait(lambda: reading.is_over, 30)
+                reading.wait(lambda: reading.is_over)
                 assert len(reading.frames) == FPS and reading.error is None
                 assert reading.source.status.state == "ended"
         assert reading.source.status.reconnects == 0
@@ -106,7 +115,7 @@ def test_sound_of_hls_fits_its_pictures(server: HlsServer) -> None:
     assert source.audio is not None
     reader = source.audio.reader()
     with Reading(source) as reading:
-        reading.wait(lambda: len(reading.frames) >= 4 * FPS, 30)
+        reading.wait(lambda: len(reading.frames) >= 4 * FPS)
     pieces = reader.take()
     loud_s = [
         piece.pts_s + np.flatnonzero(np.abs(piece.samples[:, 0]) > 0.1)[0] / AUDIO_RATE_HZ
@@ -119,6 +128,12 @@ def test_sound_of_hls_fits_its_pictures(server: HlsServer) -> None:
     # A second begins with a tone and with a picture whose number it divides; sound comes a little ahead.
     for tone_s in (at_s for at_s in began_s if at_s < reading.frames[-1].pts_s - 0.2):
         assert min(abs(tone_s - at_s) for at_s in shown_s) < 0.15
+
+
+def is_listening(port: int) -> bool:
+    """Whether a server of this machine waits at the port, without a connection, of which it would take only one."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+    return any(int(row[1].split(":")[1], 16) == port and row[3] == "0A" for row in rows)
 
 
 def test_rtmp_with_sound(folder: Path) -> None:
@@ -135,13 +150,13 @@ def test_rtmp_with_sound(folder: Path) -> None:
         servers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
     serve()
-    time.sleep(1.0)
+    assert until(lambda: is_listening(port))
     source = url_source(url, replace(CALM, with_audio=True))
     assert source.audio is not None
     reader = source.audio.reader()
     try:
         with Reading(source) as reading:
-            reading.wait(lambda: len(reading.frames) >= 2 * FPS, 30)
+            reading.wait(lambda: len(reading.frames) >= 2 * FPS)
             numbers = [number_of(frame.image_rgb) for frame in reading.frames]
             assert None not in numbers
             servers[0].kill()
@@ -149,9 +164,9 @@ def test_rtmp_with_sound(folder: Path) -> None:
             reading.wait(lambda: reading.source.status.state == "lost")
             assert "hidden" not in reading.source.status.problem
             serve()
-            reading.wait(lambda: reading.source.status.reconnects == 1, 30)
+            reading.wait(lambda: reading.source.status.reconnects >= 1)
             reading.wait_for_more(FPS)
-            assert reading.stop() < 1.0
+            assert reading.stop() < AT_ONCE_S
     finally:
         for process in servers:
             process.kill()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import av
 import numpy as np
 import pytest
 from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, push, rtmp, until
-from rtsp_server import SYSTEM_PYTHON, need_server, number_of
+from rtsp_server import N_FRAMES, SYSTEM_PYTHON, need_server, number_of
 
 from keyface.configs.errors import SinkError, UsageError
 from keyface.pipeline.frame import Frame
@@ -30,7 +31,8 @@ from keyface.pipeline.live.sink import make_sink
 from keyface.pipeline.live.sink_address import parse_push
 from keyface.pipeline.live.sink_push import PushSink
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
+LONGEST_S = 4.5  # of a call that waits for nobody: where it does wait, that is for 5 s or 8 s
 RTSP_RECEIVER = Path(__file__).with_name("rtsp_receiver_process.py")
 
 
@@ -102,17 +104,15 @@ def test_picture_and_sound_arrive(kind: str, tmp_path: Path) -> None:
     sink = push(url)
     with receiver:
         pacer = Pacer(sink, with_sound=True)
-        assert pacer.run(lambda: len(receiver.numbers()) > 60 and len(receiver.entries("audio")) > 60, 40)
+        assert pacer.run(lambda: len(receiver.numbers()) > 60 and len(receiver.entries("audio")) > 60)
         sink.close()
     numbers = receiver.numbers()
     assert numbers == sorted(set(numbers))
     assert len(numbers) >= 0.9 * (numbers[-1] - numbers[0] + 1)  # nothing is lost on the way
-    entries = receiver.entries("video")
-    first = next(entry for entry in entries if entry["number"] is not None)
-    last = [entry for entry in entries if entry["number"] is not None][-1]
+    first, *_, last = receiver.numbered()
     in_stream_s = last["time_s"] - first["time_s"]
     assert in_stream_s == pytest.approx((last["number"] - first["number"]) / 25, abs=0.01)
-    keys_s = [entry["time_s"] for entry in entries if entry["is_key"]]
+    keys_s = [entry["time_s"] for entry in receiver.entries("video") if entry["is_key"]]
     assert len(keys_s) >= 2 and max(np.diff(keys_s)) <= 1.1  # where viewers can join
     loud = [entry["level"] for entry in receiver.entries("audio")]
     assert np.median(loud) == pytest.approx(0.5 / 2**0.5, abs=0.05)
@@ -172,17 +172,18 @@ def test_an_rtsp_server_takes_the_stream_and_takes_it_again_after_a_restart(tmp_
 
     pacer = Pacer(sink)
     with rtsp_receiver(port, tmp_path, auth):
-        assert pacer.run(sent(60)) and until(lambda: arrived(1))
-    assert pacer.run(lambda: sink.problem, 10)
-    with rtsp_receiver(port, tmp_path, auth):
         assert pacer.run(sent(60))
         # What is still on its way is taken in before the server is killed, however busy the machine is.
+        assert pacer.run(lambda: sum(pacer.results) % 10 == 0 and arrived(1))
+    assert pacer.run(lambda: sink.problem)
+    with rtsp_receiver(port, tmp_path, auth):
+        assert pacer.run(sent(60))
         assert pacer.run(lambda: sum(pacer.results) % 10 == 0 and arrived(2))
         sink.close()
     assert sink.reconnects == 1 and sink.problem == ""
     for file in tmp_path.glob("*.ts"):
-        assert None not in numbers_in(file)[1:]
-    assert pacer.longest_s < 2.0  # whatever happens, a frame is taken or refused at once
+        assert None not in numbers_in(file)[1:-1]  # the server was killed while it wrote the last one
+    assert pacer.longest_s < LONGEST_S  # whatever happens, a frame is taken or refused at once
 
 
 def test_rtsp_carries_sound_too(tmp_path: Path) -> None:
@@ -197,9 +198,9 @@ def test_rtsp_carries_sound_too(tmp_path: Path) -> None:
     sink = push(url)
     try:
         pacer = Pacer(sink, with_sound=True)
-        assert pacer.run(lambda: sum(pacer.results) > 75, 30)
+        assert pacer.run(lambda: sum(pacer.results) > 75)
         sink.close()  # says goodbye, upon which ffmpeg ends its file
-        assert receiver.wait(15) == 0
+        assert receiver.wait(60) == 0
     finally:
         receiver.kill()
         receiver.wait(10)
@@ -220,14 +221,15 @@ def test_srt_arrives(tmp_path: Path) -> None:
     sink = push(f"srt://127.0.0.1:{port}")
     try:
         pacer = Pacer(sink, with_sound=True)
-        assert pacer.run(lambda: sum(pacer.results) > 75, 30)
+        assert pacer.run(lambda: sum(pacer.results) > 75)
         sink.close()
         assert until(lambda: has_arrived(out, 41))  # what is still on its way
     finally:
         receiver.kill()
         receiver.wait(10)
     numbers = [number for number in numbers_in(out) if number is not None]
-    assert len(numbers) > 40 and numbers == sorted(set(numbers))
+    assert len(numbers) > 40 and len(set(numbers)) == len(numbers)
+    assert all(0 < (b - a) % N_FRAMES < N_FRAMES // 2 for a, b in pairwise(numbers))
 
 
 def test_srt_without_anything_that_speaks_it_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,14 +255,14 @@ def test_a_receiver_that_comes_late_and_goes_away_is_found_again(
     for round_number in range(2):
         n_before = len(receiver.numbers()) if round_number else 0
         receiver.start()
-        assert pacer.run(lambda n=n_before: len(receiver.numbers()) > n + 20, 40)  # type: ignore[misc]
+        assert pacer.run(lambda n=n_before: len(receiver.numbers()) > n + 20)  # type: ignore[misc]
         assert sink.problem == "" and sink.reconnects == round_number
         receiver.kill()
-        assert pacer.run(lambda: sink.problem, 20)
-    assert pacer.longest_s < 2.0
+        assert pacer.run(lambda: sink.problem)
+    assert pacer.longest_s < LONGEST_S
     began_s = time.monotonic()
     sink.close()
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < LONGEST_S
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) == 3  # each loss once, however often it was tried
     assert not [secret for secret in SECRETS if secret in caplog.text + sink.name + sink.problem]
@@ -286,10 +288,10 @@ def test_a_server_that_never_agrees_holds_nobody_up(how: str) -> None:
         sink = push(f"rtsp://127.0.0.1:{server.getsockname()[1]}/hidden-path", open_timeout_s=1.0)
         pacer = Pacer(sink)
         assert pacer.run(lambda: len(taken) >= 2 and sink.problem)
-        assert pacer.longest_s < 2.0 and not any(pacer.results)
+        assert pacer.longest_s < LONGEST_S and not any(pacer.results)
         began_s = time.monotonic()
         sink.close()
-        assert time.monotonic() - began_s < 2.0
+        assert time.monotonic() - began_s < LONGEST_S
         server.shutdown(socket.SHUT_RDWR)
         for connection in taken:
             connection.close()
@@ -321,7 +323,7 @@ def test_a_receiver_that_stalls_is_given_up_and_found_again(tmp_path: Path) -> N
     receiver = Receiver(url, "flv", tmp_path, listen="1")
     with receiver:
         pacer = Pacer(sink, with_sound=True)
-        assert pacer.run(lambda: len(receiver.numbers()) > 10, 40)
+        assert pacer.run(lambda: len(receiver.numbers()) > 10)
         carrier = sink._carrier
         assert carrier is not None
         carrier._process.send_signal(signal.SIGSTOP)  # the carrier itself takes nothing more
@@ -329,11 +331,11 @@ def test_a_receiver_that_stalls_is_given_up_and_found_again(tmp_path: Path) -> N
         began_s = time.monotonic()
         with pytest.raises(TimeoutError):
             carrier.stream.write(flood)
-        assert 0.4 < time.monotonic() - began_s < 5.0
+        assert 0.4 < time.monotonic() - began_s < 20
         n = len(receiver.numbers())
         sink._lose(TimeoutError())
         assert "does not take" in sink.problem
-        assert pacer.run(lambda: len(receiver.numbers()) > n + 20, 40)
+        assert pacer.run(lambda: len(receiver.numbers()) > n + 20)
     sink.close()
     assert sink.reconnects == 1
 
@@ -357,7 +359,7 @@ def test_a_blocked_write_ends_at_once_when_interrupted() -> None:
     time.sleep(0.3)
     assert thread.is_alive()
     sink.interrupt()
-    thread.join(2)
+    thread.join(20)  # it would wait for a minute
     assert not thread.is_alive() and failures
     sink.close()
     assert carrier._process.poll() is not None
@@ -381,7 +383,7 @@ time.sleep(60)
     pid = int(program.stdout.readline())
     program.kill()
     program.communicate()
-    assert until(lambda: not _is_running(pid), 10)
+    assert until(lambda: not _is_running(pid))
 
 
 def _is_running(pid: int) -> bool:

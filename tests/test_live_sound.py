@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_chain import BOX, MakeClip, fake_parts
 from fault_chain import no_threads_left
-from live_sink_cases import PUSH_SIZE_WH, Receiver, free_port, tone
+from live_sink_cases import PUSH_SIZE_WH, Receiver, free_port, tone, until
 from rtsp_server import number_of, numbered
 
 from keyface.pipeline.live.address import parse_source
@@ -24,7 +24,7 @@ from keyface.pipeline.live.sink import make_sink
 from keyface.pipeline.live.sound import LiveSound
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions, LiveStatus
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 IN_STEP_S = 0.08
 FLASH_S = 0.2
 
@@ -185,7 +185,7 @@ def test_beeps_meet_their_flashes_in_recordings_and_at_a_receiver(tmp_path: Path
     targets = [str(tmp_path / "a.mp4"), str(tmp_path / "b.m3u8"), url]
     with Receiver(url, "mpegts", tmp_path) as receiver:
         report, ending = run_live(live_file(clip), [make_sink(text) for text in targets], late_parts())
-        time.sleep(0.5)
+        assert until(lambda: receiver.entries("audio") and len(heard_by(receiver).beeps_s) >= 2)
     assert ending == "source_ended" and report.age.p50_ms > 20
     assert_in_step(heard_in(tmp_path / "a.mp4"), at_least=4)
     assert_in_step(heard_in(tmp_path / "b.m3u8"), at_least=4)
@@ -194,18 +194,19 @@ def test_beeps_meet_their_flashes_in_recordings_and_at_a_receiver(tmp_path: Path
 
 
 def test_a_pause_mutes_what_is_recorded(tmp_path: Path) -> None:
-    clip = beep_and_flash(tmp_path / "clip.mp4", 6)
+    clip = beep_and_flash(tmp_path / "clip.mp4", 7)
     controls = LiveControls()
 
     def steer(report: Any) -> None:
-        controls.mode = "slate" if 1.5 < report.stream_s < 3.5 else "live"
+        controls.mode = "slate" if 1.4 < report.stream_s < 4.4 else "live"
 
     sink = make_sink(str(tmp_path / "a.mp4"))
     run_live(live_file(clip), [sink], fake_parts(BOX), on_tick=steer, controls=controls)
     beeps_s = heard_in(tmp_path / "a.mp4").beeps_s
-    assert not [beep_s for beep_s in beeps_s if 1.85 < beep_s < 3.4]  # those of seconds 2 and 3 are gone
+    # Those of seconds 3 and 4 are gone; with a second on both sides, in which a busy machine may begin and end it.
+    assert not [beep_s for beep_s in beeps_s if 2.85 < beep_s < 4.3]
     assert [beep_s for beep_s in beeps_s if 0.9 < beep_s < 1.1]
-    assert [beep_s for beep_s in beeps_s if 4.9 < beep_s < 5.1]
+    assert [beep_s for beep_s in beeps_s if 5.9 < beep_s < 6.1]
 
 
 def test_without_being_asked_for_there_is_no_sound(tmp_path: Path) -> None:

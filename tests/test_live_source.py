@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,8 @@ import av
 import numpy as np
 import pytest
 from fake_chain import MakeClip
-from live_reading import QUICK, SECRETS, Reading, url_source
+from live_reading import AT_ONCE_S, QUICK, SECRETS, Reading, url_source
+from live_sink_cases import until
 from mjpeg_server import NOT_FOUND, UNAUTHORISED, MjpegServer, mjpeg_server
 
 from keyface.configs.errors import SourceError, UsageError
@@ -26,7 +28,7 @@ from keyface.pipeline.live.address import SourceAddress, parse_source
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions, pattern_at
 from keyface.pipeline.live.source_read import _Gaps
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_options_are_checked() -> None:
 def test_the_pattern_moves_at_its_pace() -> None:
     reading = Reading(LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(64, 48), fps=50)))
     reading.wait(lambda: len(reading.frames) >= 10)
-    assert reading.stop() < 0.5
+    assert reading.stop() < AT_ONCE_S
     times_s = [frame.pts_s for frame in reading.frames]
     assert all(b > a for a, b in pairwise(times_s))
     assert reading.frames[0].image_rgb.shape == (48, 64, 3)
@@ -64,7 +66,7 @@ def test_a_file_keeps_its_pace_and_its_times(make_clip: MakeClip) -> None:
     began_s = time.monotonic()
     source = LiveSource(parse_source(str(make_clip(n_frames=12))))
     frames = list(source)
-    assert 0.4 < time.monotonic() - began_s < 5.0
+    assert 0.4 < time.monotonic() - began_s < 20
     assert [round(frame.pts_s, 3) for frame in frames] == [round(n / 25, 3) for n in range(12)]
     assert (source.status.size_wh, source.status.fps, source.status.state) == ((96, 64), 25.0, "ended")
 
@@ -73,7 +75,7 @@ def test_a_looped_file_goes_on_until_stopped(make_clip: MakeClip) -> None:
     options = LiveSourceOptions(is_looped=True, size_wh=(48, 32))
     reading = Reading(LiveSource(parse_source(str(make_clip(n_frames=3))), options))
     reading.wait(lambda: len(reading.frames) > 8)
-    assert reading.stop() < 0.5
+    assert reading.stop() < AT_ONCE_S
     assert [round(f.pts_s * 25) for f in reading.frames[:9]] == list(range(9))
     assert {f.image_rgb.shape for f in reading.frames} == {(32, 48, 3)}
 
@@ -90,7 +92,7 @@ def test_a_file_waits_for_the_chain(make_clip: MakeClip) -> None:
 
 def test_a_file_that_waits_for_the_chain_can_be_stopped(make_clip: MakeClip) -> None:
     reading = Reading(LiveSource(parse_source(str(make_clip())), is_ready=threading.Event()))
-    assert reading.stop() < 0.5
+    assert reading.stop() < AT_ONCE_S
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_a_silent_camera_is_lost(camera: list[dict[str, Any]], tmp_path: Path) -
     began_s = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_open.av, "open", lambda *a, **k: Silent(real(*a, **k)))
-        with pytest.raises(SourceError, match=r"sent nothing for 0.5 s"):
+        with pytest.raises(SourceError, match=r"sent nothing for 1 s"):
             next(iter(LiveSource(address, QUICK)))
-    assert 0.4 < time.monotonic() - began_s < 5
+    assert 0.9 < time.monotonic() - began_s < 20
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_missing_camera_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_is_read(server: MjpegServer) -> None:
     reading = Reading(url_source(server.secret_url))
     reading.wait(lambda: len(reading.frames) >= 5)
-    assert reading.stop() < 1.0
+    assert reading.stop() < AT_ONCE_S
     assert reading.source.status.size_wh == (96, 64)
     assert not any(frame.is_suspect for frame in reading.frames)
     assert b"Authorization: Basic" in server.requests[-1] or b"hidden-token" in server.requests[-1]
@@ -203,8 +205,8 @@ def test_a_stream_that_hangs_up_comes_back(server: MjpegServer) -> None:
     reading.wait(lambda: reading.source.status.state == "lost")
     server.mode = "serve"
     began_s = time.monotonic()
-    reading.wait(lambda: reading.source.status.reconnects == 1)
-    assert time.monotonic() - began_s < 3.0
+    reading.wait(lambda: reading.source.status.reconnects >= 1)
+    assert time.monotonic() - began_s < 15
     n = len(reading.frames)
     reading.wait(lambda: len(reading.frames) > n)
     reading.stop()
@@ -216,10 +218,10 @@ def test_a_stream_that_falls_silent_is_lost_and_comes_back(server: MjpegServer) 
     reading = Reading(url_source(server.url))
     reading.wait(lambda: len(reading.frames) >= 3)
     server.mode = "stall"
-    reading.wait(lambda: reading.source.status.state == "lost", 5.0)
-    assert "sent nothing for 0.5 s" in reading.source.status.problem
+    reading.wait(lambda: reading.source.status.state == "lost")
+    assert "sent nothing for 1 s" in reading.source.status.problem
     server.mode = "serve"
-    reading.wait(lambda: reading.source.status.reconnects == 1)
+    reading.wait(lambda: reading.source.status.reconnects >= 1)
     reading.stop()
 
 
@@ -230,7 +232,7 @@ def test_a_stream_of_garbage_is_not_shown_as_sound(server: MjpegServer) -> None:
     time.sleep(1.0)
     n = len(reading.frames)
     server.mode = "serve"
-    reading.wait(lambda: len(reading.frames) > n + 3, 15.0)
+    reading.wait(lambda: len(reading.frames) > n + 3)
     reading.stop()
     height_width = {frame.image_rgb.shape for frame in reading.frames}
     assert height_width == {(64, 96, 3)}
@@ -256,7 +258,7 @@ def test_stop_ends_a_wait_at_once(server: MjpegServer, mode: str) -> None:
     reading = Reading(url_source(server.url, patient))
     reading.wait(lambda: server.n_connections == 1)
     time.sleep(0.3)
-    assert reading.stop() < 1.0
+    assert reading.stop() < AT_ONCE_S
     assert reading.error is None
 
 
@@ -264,8 +266,8 @@ def test_a_server_that_says_nothing_is_given_up(server: MjpegServer) -> None:
     server.mode = "silent"
     began_s = time.monotonic()
     with pytest.raises(SourceError, match=r"sent nothing for 1 s") as caught:
-        next(iter(url_source(server.secret_url)))
-    assert time.monotonic() - began_s < 4.0
+        next(iter(url_source(server.secret_url, replace(QUICK, open_timeout_s=1.0))))
+    assert time.monotonic() - began_s < 15
     assert not [secret for secret in SECRETS if secret in str(caught.value)]
 
 
@@ -320,8 +322,7 @@ def test_nothing_is_left_open(server: MjpegServer) -> None:
         reading = Reading(url_source(server.url))
         reading.wait(lambda reading=reading: len(reading.frames) >= 2)  # type: ignore[misc]
         reading.stop()
-    time.sleep(0.2)
-    assert n_open() <= before + 2
+    assert until(lambda: n_open() <= before + 2)
 
 
 # Damage.

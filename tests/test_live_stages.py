@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from fault_chain import HEIGHT, WIDTH, paste, raw_frame, render
 from live_chain import Screen, find_texture, is_slate, texture_parts
+from live_sink_cases import until
 
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
 from keyface.pipeline.frame import Frame
@@ -23,7 +23,7 @@ from keyface.pipeline.live.stages import LiveAnalysis, LivePaste, LiveReenactmen
 from keyface.pipeline.people.key import Key
 from keyface.pipeline.reenact.reenactor import Pace
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 class Actor:
@@ -262,12 +262,16 @@ def test_a_pause_shows_nothing_but_the_slate() -> None:
 
     def pause() -> None:
         controls.is_paused = True
-        time.sleep(0.3)  # what was handed to the sink before has arrived
+        n = len(screen.frames)
+        # What was handed to the sink before has arrived when slates have.
+        assert until(lambda: sum(is_slate(frame) for frame in screen.frames[n:]) >= 2)
         marks.append(len(screen.frames))
 
     def go_on() -> None:
+        assert until(lambda: len(screen.frames) > marks[0] + 2)
         marks.append(len(screen.frames))
         controls.is_paused = False
+        assert until(lambda: not is_slate(screen.frames[-1]))
 
     report = steered(screen, controls, (0.5, pause), (1.5, go_on), duration_s=2.5)
     paused = screen.frames[marks[0] : marks[1]]
@@ -278,6 +282,11 @@ def test_a_pause_shows_nothing_but_the_slate() -> None:
 
 def test_the_report_tells_quality_and_rotations() -> None:
     controls = LiveControls(quality=3)
-    report = steered(Screen(), controls, (0.3, lambda: controls.request_key(Key.generate())), duration_s=1.2)
+
+    def rotate() -> None:
+        controls.request_key(Key(bytes(range(32))))
+        assert until(lambda: controls.state().rotations)
+
+    report = steered(Screen(), controls, (0.3, rotate), duration_s=1.2)
     told = report.to_json()
     assert told["quality"] == 3 and told["quality_changes"] == 0 and told["rotations"] == 1

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import av
 import pytest
-from live_reading import QUICK, Reading, url_source
+from live_reading import AT_ONCE_S, QUICK, Reading, url_source
 
 from keyface.configs.errors import SourceError
 from keyface.pipeline.live import interrupt as live_interrupt
@@ -18,7 +18,7 @@ from keyface.pipeline.live import source_open
 from keyface.pipeline.live.interrupt import interruptible
 from keyface.pipeline.runner_call import GuardedCall
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_the_look_up_of_a_name_cannot_hold_a_source(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(source_open.av, "open", look_up)
     with Reading(url_source("rtsp://cam.invalid/x", QUICK)) as reading:
         time.sleep(0.3)
-        assert reading.stop() < 1.0
+        assert reading.stop() < AT_ONCE_S
     may_end.set()
-    assert was_closed.wait(5)
+    assert was_closed.wait(20)
 
 
 def test_a_look_up_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_other_threads_and_other_times_are_not_touched(mute: int) -> None:
     thread.start()
     with interruptible(is_wanted), pytest.raises((av.FFmpegError, OSError)):
         av.open(f"http://127.0.0.1:{mute}/", timeout=(30, 30))
-    thread.join(10)
+    thread.join(30)
     wait()
     assert len(took_s) == 2 and min(took_s) > 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 from keyface.pipeline.people.identity import Identities, IdentityOptions
 from keyface.pipeline.people.key import Key
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 # Wiring.
@@ -50,12 +51,14 @@ def test_a_file_goes_to_all_sinks_whole(make_clip: MakeClip, tmp_path: Path) -> 
     assert report.frames_in == report.frames_out + report.dropped == 15
     assert report.redacted == {"requested": report.frames_out}
     images, times_s = read_video(tmp_path / "out.mp4")
-    assert len(images) == len(screen.frames) and screen.endings == [True] and screen.is_closed
+    on_screen, on_disk = report.outputs
+    assert len(screen.frames) == on_screen.written and screen.endings == [True] and screen.is_closed
+    assert len(images) == on_disk.written == len(screen.frames) + on_screen.dropped - on_disk.dropped
     assert times_s == sorted(set(times_s))
     shown = [frame for frame in screen.frames if frame.redactions]
     assert len(shown) == report.frames_out and all(is_mosaic(frame.image_rgb) for frame in shown)
-    for image, frame in zip(images, screen.frames, strict=True):
-        assert np.abs(image.astype(int) - frame.image_rgb).mean() < 8  # the recording shows the same
+    for image in images:  # the recording shows the same
+        assert min(np.abs(image.astype(int) - frame.image_rgb).mean() for frame in screen.frames) < 8
     assert no_threads_left()
 
 
@@ -67,10 +70,13 @@ def test_a_slow_chain_drops_at_the_front_only_and_stays_young() -> None:
     screen = Screen(slow_s=0.02)
     source = LiveSource(parse_source("test"), LiveSourceOptions(size_wh=(WIDTH, HEIGHT), fps=50))
     parts = texture_parts(reenact=slow)
-    report, ending = run_live(source, [screen], parts, LiveOptions(duration_s=2.5))
-    assert ending == "duration" and report.dropped > 40
-    assert report.fps_in > 25 and 5 < report.fps_out < 13
-    assert report.age.p95_ms < 600  # three stages and one frame waiting before each
+    report, ending = run_live(source, [screen], parts, LiveOptions(duration_s=4.0))
+    assert ending == "duration" and report.fps_out < 13
+    assert report.fps_in > 1.5 * report.fps_out  # the source does not wait for the chain
+    assert report.dropped > 0.3 * report.frames_in
+    assert (
+        report.age.p95_ms < 1500
+    )  # three stages and one frame waiting before each; in a queue it would be 3 s
     assert report.frames_in - report.frames_out - report.dropped <= 8  # those under way at the end
     assert no_threads_left()
 
@@ -119,12 +125,12 @@ def test_a_lost_source_is_a_slate_until_it_is_back() -> None:
         steer = Steering(
             (lambda r: r.frames_out > 5, cut),
             (lambda r: r.state == "lost" and r.slates > 3, back),
-            (lambda r: r.reconnects == 1 and r.frames_out > 15, lambda: setattr(server, "mode", "stall")),
+            (lambda r: r.reconnects >= 1 and r.frames_out > 15, lambda: setattr(server, "mode", "stall")),
             (lambda r: r.state == "lost", back),
-            (lambda r: r.reconnects == 2, lambda: None),
+            (lambda r: r.reconnects >= 2, lambda: None),
         )
         report, ending = run_live(url_source(server.url), [screen], texture_parts(), on_tick=steer)
-    assert ending == "interrupted" and report.reconnects == 2
+    assert ending == "interrupted" and report.reconnects >= 2
     assert len(screen.slates()) == report.slates > 3
     assert len(screen.frames) == report.slates + report.frames_out
     screen.assert_no_raw_face()
@@ -144,8 +150,11 @@ def test_a_source_that_cannot_be_opened_ends_with_its_sentence(tmp_path: Path) -
 
 
 def raising(first: int, last: int) -> Callable[[int, Any], Any]:
+    """Fails on these of the frames that get so far, however many are dropped before."""
+    numbers = itertools.count()
+
     def fault(index: int, output: Any) -> Any:
-        if first <= index <= last:
+        if first <= next(numbers) <= last:
             raise RuntimeError("boom")
         return output
 
@@ -156,13 +165,13 @@ def raising(first: int, last: int) -> Callable[[int, Any], Any]:
 def test_a_failing_stage_shows_mosaics_and_goes_on(stage: str, tmp_path: Path) -> None:
     screen, recording = Screen(), RecordingSink(tmp_path / "out.mp4")
     with mjpeg_server(filmed) as server:
-        parts = texture_parts(**{stage: raising(10, 25)})
-        steer = Steering((lambda r: r.frames_in > 40 and r.frames_out > 12, lambda: None))
+        parts = texture_parts(**{stage: raising(5, 15)})
+        steer = Steering((lambda r: r.frames_in > 40 and r.frames_out > 25, lambda: None))
         report, _ = run_live(url_source(server.url), [screen, recording], parts, on_tick=steer)
     assert report.faults.get(stage, 0) >= 1
     screen.assert_no_raw_face()
     images, _ = read_video(tmp_path / "out.mp4")
-    assert len(images) == len(screen.frames)
+    assert len(images) == report.outputs[1].written > 10
     assert max(correlation(image) for image in images) < RAW_CORRELATION
 
 
@@ -213,7 +222,7 @@ def test_a_sink_that_fails_is_left_out(
     make_clip: MakeClip, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other, recording, broken = Screen(), RecordingSink(tmp_path / "out.mp4"), Broken()
-    source = LiveSource(parse_source(str(make_clip(n_frames=20))))
+    source = LiveSource(parse_source(str(make_clip(n_frames=60))))
     report, ending = run_live(source, [other, broken, recording], fake_parts(BOX))
     assert ending == "source_ended" and report.frames_out > 5
     assert [sink.state for sink in report.outputs] == ["closed", "failed", "closed"]
@@ -222,7 +231,8 @@ def test_a_sink_that_fails_is_left_out(
         "An output has failed and is left out: The screen broke."
     ]
     assert (other.endings, broken.endings) == ([True], [False])
-    assert len(read_video(tmp_path / "out.mp4")[0]) == len(other.frames) == report.frames_out + report.slates
+    assert len(read_video(tmp_path / "out.mp4")[0]) == report.outputs[2].written > 5
+    assert len(other.frames) + report.outputs[0].dropped == report.frames_out + report.slates
     assert no_threads_left()
 
 
@@ -258,7 +268,7 @@ def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
     with Key(bytes(range(32))) as secret:
         parts = make_parts(models, secret, options, analyse=live_analysis(), identity=LIVE_IDENTITY)
         steer = Steering((lambda r: r.replaced >= 12 and r.stream_s > 4, lambda: None))
-        report, _ = run_live(source, [screen], parts, LiveOptions(duration_s=100), on_tick=steer)
+        report, _ = run_live(source, [screen], parts, LiveOptions(duration_s=200), on_tick=steer)
     assert report.replaced >= 12 and report.faults == {}
     shown = [frame for frame in screen.frames if not is_slate(frame)]
     assert all(frame.replaced or frame.redactions for frame in shown)
