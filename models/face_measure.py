@@ -108,7 +108,10 @@ class FaceMeasure(nn.Module):
         crop = F.grid_sample(
             image, F.affine_grid(theta, [len(p), 3, 112, 112], align_corners=False), align_corners=False
         )
-        rgb = crop * 127.5 + 127.5
+        return self.embed(crop * 127.5 + 127.5)
+
+    def embed(self, rgb: Tensor) -> Tensor:
+        """(N, 256) of ArcFace crops (N, 3, 112, 112), RGB levels."""
         found = []
         if "sface" in self.recognisers:
             found.append(F.normalize(self.recognisers["sface"](rgb), dim=1))

@@ -30,12 +30,14 @@ class Photos:
 
 @dataclass(frozen=True, slots=True)
 class Triplets:
-    """(N, 128) unit embeddings by E of x1, x2 and y, and x1's by all recognisers (N, R, 128)."""
+    """(N, 128) unit embeddings by E of x1, x2 and y, x1's by all recognisers (N, R, 128), and numbers of the photos
+    (3, N): those of x1, x2 and y."""
 
     x1: F32
     x2: F32
     y: F32
     original: F32
+    photo: npt.NDArray[np.int64]
 
 
 def residuals(photos: Photos) -> F32:
@@ -101,7 +103,7 @@ class TripletSource:
         x1 = np.stack([row[0] for row in rows])
         x2 = np.stack([row[1] for row in rows])
         y = np.stack([self._other(row[2], rng) for row in rows])
-        return Triplets(x1[:, 0], x2, y, x1)
+        return Triplets(x1[:, 0], x2, y, x1, np.arange(3 * n).reshape(3, n))
 
     def _real_pair(self, rng: np.random.Generator) -> tuple[F32, F32, int]:
         group = self._groups[rng.integers(len(self._groups))]
@@ -124,3 +126,26 @@ class TripletSource:
 
 def _unit(x: F32) -> F32:
     return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), np.float32)
+
+
+class PhotoTriplets:
+    """Draws triplets of photos that virtual people are pasted over. `photos`: of people with two each or more."""
+
+    def __init__(self, photos: Photos) -> None:
+        self._photos = photos
+        rows = [np.flatnonzero(photos.person == p) for p in np.unique(photos.person)]
+        self._groups = [r for r in rows if len(r) > 1]
+        if len(self._groups) < 2:
+            raise UsageError(
+                "Fewer than two people have two photos.",
+                "Give a folder with a folder of photos for each person.",
+            )
+
+    def draw(self, n: int, rng: np.random.Generator) -> Triplets:
+        """n triplets, as `TripletSource` draws them; `photo` holds the rows of the photos."""
+        chosen = [rng.choice(len(self._groups), 2, replace=False) for _ in range(n)]
+        pairs = [rng.choice(self._groups[first], 2, replace=False) for first, _ in chosen]
+        others = [rng.choice(self._groups[second]) for _, second in chosen]
+        photo = np.array([[a for a, _ in pairs], [b for _, b in pairs], others], np.int64)
+        e = self._photos.embeddings
+        return Triplets(e[photo[0], 0], e[photo[1], 0], e[photo[2], 0], e[photo[0]], photo)

@@ -42,7 +42,8 @@ def judge_projector(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The papers' measures, mean over the recognisers; `recognise` is a surrogate or the generator itself.
+    """The papers' measures, mean over the recognisers; `recognise` is a surrogate or the product itself,
+    and gets the rows of the photos that people are pasted over.
 
     `threshold` is the recognisers' own at equal error on the original photos; anonymity and diversity are the shares
     of pairs below it.
@@ -55,7 +56,8 @@ def judge_projector(
         coordinates = [projector(e.flatten(0, 1), one)]
         coordinates += [projector(pair, projector.draw_keys(1, generator)) for pair in e]
         found = recognise(
-            latents.styles(torch.cat(coordinates), projector.config), torch.arange(2 * len(rows)).repeat(2)
+            latents.styles(torch.cat(coordinates), projector.config),
+            torch.from_numpy(rows.ravel()).repeat(2),
         ).numpy()
     n, r = len(rows), found.shape[1]
     same_key, own_key = found.reshape(2, n, 2, r, 128).astype(np.float64)
@@ -77,6 +79,7 @@ def _figures(same_key: F64, own_key: F64, originals: F64) -> dict[str, float]:
         "eer_b": eer_b, "auc_b": auc_b, "eer_a": eer_a, "auc_a": auc_a,
         "diversity": float((diversity < threshold).mean()), "anonymity": float((anonymity < threshold).mean()),
         "same": float(_scores(same_key)[0].mean()), "different": float(_scores(same_key)[1].mean()),
+        "two_keys": float(diversity.mean()), "original": float(anonymity.mean()),
     }  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from keyface.configs.errors import UsageError
 from keyface.configs.projector import LOSS_NAMES, ProjectorConfig
 from keyface.models.look_limits import LookLimits
 from keyface.models.projector import (
@@ -28,7 +29,7 @@ from keyface.models.projector import (
     Projector,
     RotationProjector,
 )
-from keyface.models.projector_data import Triplets, TripletSource
+from keyface.models.projector_data import PhotoTriplets, Triplets, TripletSource
 from keyface.models.projector_losses import Virtual, projector_losses
 from keyface.models.surrogate import Surrogate
 
@@ -66,6 +67,30 @@ def make_projector(
     return RotationProjector(config, metric, latents.width(config), looks, start)
 
 
+def load_projector(config: ProjectorConfig, latents: Latents, path: Path) -> RotationProjector:
+    """Ours, with the weights of a file that `save_projector` wrote; the configuration's `spread` counts.
+
+    Raises:
+        UsageError: the file is of another form or size than the configuration.
+    """
+    tensors = {name: tensor.float() for name, tensor in load_file(str(path)).items()}
+    bounds = (
+        tensors.get(f"network.bounds.{name}", torch.zeros(0)) for name in ("normals", "steps", "limits")
+    )
+    looks = LookLimits(*(tensor.numpy() for tensor in bounds))
+    metric = Metric(np.zeros((config.n_code, 128), np.float32), np.zeros(128, np.float32))
+    projector = RotationProjector(config, metric, latents.width(config), looks)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in {"fold", "radius"}}
+    try:
+        projector.load_state_dict(kept)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path} is no projector of the configuration.",
+            "Give the configuration that it was trained with.",
+        ) from error
+    return projector
+
+
 def start_of(config: ProjectorConfig, latents: Latents, surrogate: Surrogate) -> np.ndarray | None:
     """(width, n): the n leading right singular vectors of the surrogate's linear part along the axes of w, scaled so
     that codes give coordinates of deviation `spread`; None for z."""
@@ -92,7 +117,7 @@ def virtual_faces(
     x1, x2, y = (torch.from_numpy(e) for e in (triplets.x1, triplets.x2, triplets.y))
     first, second = projector.draw_keys(1, generator), projector.draw_keys(1, generator)
     coordinates = torch.cat([projector(torch.cat([x1, x2, y]), first), projector(x1, second)])
-    photo = torch.cat([torch.arange(3 * n), torch.arange(n)])
+    photo = torch.from_numpy(np.concatenate([triplets.photo.ravel(), triplets.photo[0]]))
     found = recognise(latents.styles(coordinates, projector.config), photo).reshape(4, n, -1, 128)
     original = torch.from_numpy(triplets.original).repeat(1, found.shape[2] // triplets.original.shape[1], 1)
     x1_k1, x2_k1, y_k1, x1_k2 = found
@@ -102,7 +127,9 @@ def virtual_faces(
 class Training:
     """A training that can be stopped and goes on: state beside `out` (.ckpt), every loss in a table (.csv)."""
 
-    def __init__(self, projector: Projector, latents: Latents, source: TripletSource, out: Path) -> None:
+    def __init__(
+        self, projector: Projector, latents: Latents, source: TripletSource | PhotoTriplets, out: Path
+    ) -> None:
         self.projector, self._latents, self._source, self._out = projector, latents, source, out
         self._trained = [p for p in projector.parameters() if p.requires_grad]
         self._done: dict[str, int] = {}
@@ -116,8 +143,15 @@ class Training:
         """Steps behind this training in a phase."""
         return self._done.get(phase, 0)
 
-    def run(self, phase: Phase, *, until_s: float = math.inf) -> int:
-        """Trains until the phase is over or `time.monotonic()` passes `until_s`; returns the steps done in all."""
+    def run(
+        self,
+        phase: Phase,
+        *,
+        until_s: float = math.inf,
+        after: Callable[[int], None] = lambda step: None,
+    ) -> int:
+        """Trains until the phase is over or `time.monotonic()` passes `until_s`; returns the steps done in all.
+        `after` is called with their number after each step."""
         config = self.projector.config
         optimiser = torch.optim.Adam(self._trained, phase.lr)
         if phase.name in self._optimiser:
@@ -145,6 +179,7 @@ class Training:
                 self._write_row(phase.name, step, averages)
             if step % _KEEP_EVERY == 0 or step == phase.steps:
                 self._keep(phase.name, step, optimiser)
+            after(step)
         if step > self._done.get(phase.name, 0):
             self._keep(phase.name, step, optimiser)
         return step

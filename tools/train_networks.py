@@ -114,7 +114,7 @@ def face_measure(store: ModelStore, *recogniser_names: str) -> FaceMeasure:
     return FaceMeasure(
         store.path("face_mesh"),
         store.path("face_blendshapes"),
-        {name: store.path(name) for name in recogniser_names},
+        {name.removesuffix("_fast"): store.path(name) for name in recogniser_names},
         np.column_stack([rigid, canonical.RIGID_WEIGHT, canonical.CANONICAL_XYZ[rigid]]),
     )
 

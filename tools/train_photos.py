@@ -66,12 +66,16 @@ class PhotoReader:
     """Finds the face nearest to the middle of a photo, and its embeddings."""
 
     def __init__(self, detector: Detector, landmarker: Landmarker, recognise: Recognise) -> None:
-        self._detector, self._landmarker, self._recognise = detector, landmarker, recognise
+        self._detector, self._landmarker, self.recognise = detector, landmarker, recognise
 
     def read(self, path: Path) -> F32 | None:
         """(R, 128), None where no face is found. Raises SourceError."""
         found = self.look(path)
-        return None if found is None else self._recognise(found[0], points_5_from_mesh(found[1].points_xyz))
+        return None if found is None else self.embed(*found)
+
+    def embed(self, image_rgb: ImageRgb, mesh: FaceMesh) -> F32:
+        """(R, 128) of the face with that mesh."""
+        return self.recognise(image_rgb, points_5_from_mesh(mesh.points_xyz))
 
     def look(self, path: Path) -> tuple[ImageRgb, FaceMesh] | None:
         """The picture and the face's mesh. Raises SourceError."""

@@ -15,16 +15,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from keyface.configs.projector import ProjectorConfig, load_projector_config
 from keyface.models import population
-from keyface.models.generator import Generator256, onnx_initialisers
-from keyface.models.generator_loop import GeneratorLoop, load_motion_map
+from keyface.models.generator import onnx_initialisers
+from keyface.models.keep_best import KeepBest
 from keyface.models.loss_plot import plot_losses
 from keyface.models.projector import Latents, Projector, RotationProjector, mapping_layers
-from keyface.models.projector_data import TripletSource, fit_metric
+from keyface.models.projector_data import PhotoTriplets, TripletSource, fit_metric
 from keyface.models.projector_judge import judge_projector
 from keyface.models.rendered_people import (
     Guess,
@@ -34,8 +33,14 @@ from keyface.models.rendered_people import (
     render_people,
 )
 from keyface.models.surrogate import Seen, Surrogate, train_surrogate
-from keyface.models.train_projector import Phase, Training, make_projector, save_projector
-from keyface.tools import train_networks
+from keyface.models.train_projector import (
+    Phase,
+    Training,
+    load_projector,
+    make_projector,
+    save_projector,
+)
+from keyface.tools import train_networks, train_projector_loop
 from keyface.tools.train_photos import PhotoReader, list_photos, load_photos, read_photos
 from keyface.tools.train_renders import Renderer, find_drivers, open_renderer
 
@@ -83,6 +88,8 @@ class _Workshop:
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Runs what is not done yet; the summary holds the figures on validation people."""
     shop = _Workshop(args)
+    if args.start is not None:
+        return _start_in_loop(shop)
     _read_photos(shop)
     with train_networks.mapping_network(shop.store, args) as mapping:
         people = population.load_or_measure(args.work, mapping)
@@ -167,9 +174,9 @@ def _train_on(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> dict[str, 
     config, args = shop.config, shop.args
     projector = _trained(shop, config, surrogate, guess, args.out)
     training = Training(projector, shop.latents, _source(shop), args.out)
+    figures: dict[str, Any] = {}
     if config.fine_steps and training.steps_done("surrogate") >= config.steps:
-        phase = Phase("fine", config.fine_steps, config.fine_batch, config.fine_lr, _loop(shop, guess))
-        training.run(phase, until_s=shop.until_s)
+        training, figures = _train_in_loop(shop, projector, guess)
     projector.eval()
     save_projector(projector, args.out)
     plot_losses(args.out.with_suffix(".csv"), args.out.with_suffix(".png"))
@@ -177,23 +184,52 @@ def _train_on(shop: _Workshop, surrogate: Surrogate, guess: Guess) -> dict[str, 
         projector, shop.latents, surrogate, load_photos(args.work / PHOTOS, "validation")
     )
     steps = {phase: training.steps_done(phase) for phase in ("surrogate", "fine")}
-    return {"steps": steps, "wanted": {"surrogate": config.steps, "fine": config.fine_steps}, **judged}
+    return {
+        "steps": steps, "wanted": {"surrogate": config.steps, "fine": config.fine_steps}, **judged, **figures
+    }  # fmt: skip
 
 
-def _loop(shop: _Workshop, guess: Guess) -> GeneratorLoop:
-    is_compiled = train_networks.may_compile(shop.args)
-    generator = Generator256.load(shop.store.path("synthesis_1024"), shop.store.path("head256"))
-    return GeneratorLoop(
-        torch.compile(generator.to(memory_format=torch.channels_last), dynamic=False)
-        if is_compiled
-        else generator,
-        train_networks.face_measure(shop.store, "sface", "mobilefacenet"),
-        load_motion_map(str(shop.store.path("motion_map"))),
-        shop.latents,
-        guess=guess.slope,
-        at_rest=np.concatenate([np.zeros(2, np.float32), shop.basis.resting]),
-        is_bfloat16=is_compiled,
-    )
+def _start_in_loop(shop: _Workshop) -> dict[str, Any]:
+    """Goes on from another projector, with the generator in the loop."""
+    args = shop.args
+    with (
+        train_networks.mapping_network(shop.store, args) as mapping,
+        open_renderer(shop.store, args, shop.basis) as renderer,
+    ):
+        guess = fit_guess(args.work, shop.latents, mapping, renderer.measure, renderer.at_rest)
+    projector = load_projector(shop.config, shop.latents, args.start)
+    training, figures = _train_in_loop(shop, projector, guess)
+    save_projector(projector, args.out)
+    if args.out.with_suffix(".csv").exists():  # a row each 25 steps
+        plot_losses(args.out.with_suffix(".csv"), args.out.with_suffix(".png"))
+    done = {"fine": training.steps_done("fine")}
+    return {"steps": done, "wanted": {"fine": shop.config.fine_steps}, **figures}
+
+
+def _train_in_loop(
+    shop: _Workshop, projector: Projector, guess: Guess
+) -> tuple[Training, dict[str, dict[str, float]]]:
+    """The fine phase; ends with the weights that were best on validation people, and with their figures."""
+    args, config = shop.args, shop.config
+    with _photo_reader(shop) as reader, train_projector_loop.open_puppet(shop.store, args) as puppet:
+        resting = shop.basis.resting
+        real = train_projector_loop.read_people(args, reader, puppet, resting, "train", args.loop_people)
+        judges = train_projector_loop.read_people(
+            args, reader, puppet, resting, "validation", args.judge_people
+        )
+        training = Training(projector, shop.latents, PhotoTriplets(real.photos), args.out)
+        best = KeepBest(
+            projector, args.out, lambda: judges.judge(projector, shop.latents),
+            train_projector_loop.SCORE, every=args.judge_every,
+        )  # fmt: skip
+        if not training.steps_done("fine"):
+            best.look(0)
+        loop = train_projector_loop.make_loop(shop.store, args, shop.latents, guess, real)
+        phase = Phase("fine", config.fine_steps, config.fine_batch, config.fine_lr, loop)
+        training.run(phase, until_s=shop.until_s, after=best.look)
+        best.restore()
+        projector.eval()
+        return training, {"pasted": judges.judge(projector, shop.latents)}
 
 
 @contextmanager

@@ -38,8 +38,25 @@ def add_projector_options(parser: argparse.ArgumentParser) -> None:
         "--surrogate-steps", type=int, default=3000, metavar="N", help="of the surrogate (default: 3000)"
     )
     parser.add_argument(
+        "--start", type=Path, metavar="FILE",
+        help="another projector's weights: only the configuration's steps with the generator in the loop follow",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loop-people", type=int, default=250, metavar="N",
+        help="of the training part, whose photos are pasted over in the loop (default: 250)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge-people", type=int, default=30, metavar="N",
+        help="of the validation part, on whom the best weights of the loop are chosen (default: 30)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge-every", type=int, default=150, metavar="N", help="steps of the loop (default: 150)"
+    )
+    parser.add_argument(
         "--without", nargs="+", choices=LOSS_NAMES, default=[], metavar="LOSS",
         help=f"losses to leave out, for ablations: {', '.join(LOSS_NAMES)}",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="default: the configuration's")
-    parser.add_argument("--no-compile", action="store_true", help="float32 without a C++ compiler; slower")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="float32 without a C++ compiler, also in the loop; slower"
+    )

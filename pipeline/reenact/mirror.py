@@ -27,17 +27,22 @@ def look_at_pasted(
 
     The paster has no past, so the answer depends on this frame only.
     """
-    if face.mesh is None:
+    image_rgb = None if face.mesh is None else pasted_alone(item, face, virtual)
+    if image_rgb is None:
         return None
+    seen = landmarker.detect(image_rgb, previous=face.mesh)
+    return None if seen is None else (image_rgb, seen)
+
+
+def pasted_alone(item: AnalysedFrame, face: Face, virtual: VirtualFace) -> ImageRgb | None:
+    """The frame with `virtual` pasted over `face` and over no other, by a paster without a past; None when the face
+    cannot be pasted."""
     paster = Paster()
     paster.open()
     alone = replace(item, faces=(face,), must_redact=())
     safe = paster.process(ReenactedFrame(alone, (virtual,)))
     paster.close()
-    if safe.replaced != (face.track_id,):
-        return None
-    seen = landmarker.detect(safe.image_rgb, previous=face.mesh)
-    return None if seen is None else (safe.image_rgb, seen)
+    return safe.image_rgb if safe.replaced == (face.track_id,) else None
 
 
 def pose_missed(driver: FaceMesh, seen: FaceMesh) -> F32:
