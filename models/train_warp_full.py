@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,9 @@ def keypoint_losses(made: Pass, b: Batch, warp: RandomWarp, c: FullWarpConfig) -
 
 def autocast_on(device: str) -> AbstractContextManager[object]:
     """bfloat16 on a card, float32 elsewhere."""
-    kind = torch.device(device).type
-    context: AbstractContextManager[object] = torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    context: AbstractContextManager[object] = torch.autocast("cuda", torch.bfloat16)
     return context
 
 

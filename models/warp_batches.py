@@ -79,16 +79,22 @@ class Batcher:
                 for i, (person, view, _) in enumerate(targets)
             ]
         )
-        found = (
-            pictures(np.stack([p.images[s] for s in sources]), self.source_px),
-            torch.from_numpy(np.stack([unit(p.points[s]) for s in sources])),
-            pictures(np.stack([p.images[person, view] for person, view, _ in targets]), self.target_px),
-            torch.from_numpy(true), torch.from_numpy(driving), torch.from_numpy(controls),
-            torch.from_numpy(np.stack([p.poses[s] for s in sources])),
-            torch.from_numpy(np.stack([p.poses[person, view] for person, view, _ in targets])),
-        )  # fmt: skip
-        is_predicted_of = torch.tensor([is_predicted for _, _, is_predicted in targets]).to(self.device)
-        return Batch(*(t.float().to(self.device) for t in found), is_predicted_of)
+
+        def on_device(values: Tensor | np.ndarray) -> Tensor:
+            tensor = values if isinstance(values, Tensor) else torch.from_numpy(values).float()
+            return tensor.to(self.device)
+
+        return Batch(
+            image=on_device(pictures(np.stack([p.images[s] for s in sources]), self.source_px)),
+            source=on_device(np.stack([unit(p.points[s]) for s in sources])),
+            target=on_device(pictures(np.stack([p.images[t[:2]] for t in targets]), self.target_px)),
+            target_points=on_device(true),
+            driving=on_device(driving),
+            controls=on_device(controls),
+            image_poses=on_device(np.stack([p.poses[s] for s in sources])),
+            target_poses=on_device(np.stack([p.poses[t[:2]] for t in targets])),
+            is_predicted=on_device(torch.tensor([is_predicted for _, _, is_predicted in targets])),
+        )
 
 
 class Drawer:

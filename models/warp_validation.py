@@ -47,7 +47,7 @@ def validate(
 
     was_training = model.training
     model.eval()
-    found = validate_pictures(render, Batcher(held, drive, device=device), judges)
+    found: Validation = validate_pictures(render, Batcher(held, drive, device=device), judges)
     model.train(was_training)
     return found
 

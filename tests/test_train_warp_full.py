@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,7 @@ def test_interrupted_and_gone_on_with_equals_uninterrupted(config: FullWarpConfi
         assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
 
 
+@pytest.mark.slow
 def test_an_ended_schedule_is_not_trained_further(tmp_path: Path) -> None:
     config = replace(MESH, steps=2)
     made, _ = train(config, tmp_path / "warp")
@@ -232,6 +234,28 @@ def test_each_keypoint_loss_answers_to_its_fault(tmp_path: Path) -> None:
         assert made.learned is not None
         deltas = torch.cat([made.learned.source.deltas, made.learned.driver.deltas]).abs().mean()
         assert float(found["expression"]) == pytest.approx(0.5 * float(deltas))
+
+
+@pytest.mark.parametrize("config", [CONFIG, MESH], ids=["learned", "mesh"])
+def test_all_lies_on_the_device_asked_for(config: FullWarpConfig, tmp_path: Path) -> None:
+    """PyTorch's `meta` device has shapes but no values, and refuses to be mixed with the CPU, as a card does."""
+    config = replace(config, device="meta", adversarial_from=0.0)
+    b, made = batch(config), training(tmp_path / "warp", config)
+    terms = made.terms(b)
+    assert {term.device.type for term in terms.values()} == {"meta"} and "matching" in terms
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(p.grad is not None for p in made.model.decoder.parameters())
+
+
+@pytest.mark.parametrize("config", [CONFIG, MESH], ids=["learned", "mesh"])
+def test_half_the_precision_blurs_no_keypoint(config: FullWarpConfig, tmp_path: Path) -> None:
+    """bfloat16 as on a card: the same keypoints, and nearly the same picture."""
+    b, network = batch(config), training(tmp_path / "warp", config).model
+    with torch.no_grad():
+        exact = run_pass(copy.deepcopy(network), b)
+        half = run_pass(network, b, autocast=torch.autocast("cpu", torch.bfloat16))
+    assert torch.equal(half.driving_points, exact.driving_points) and half.image.dtype == torch.float32
+    assert 0 < (half.image - exact.image).abs().mean().item() < 0.05
 
 
 # ---------------------------------------------------------------- sizes
