@@ -257,3 +257,10 @@ def test_generated_people_make_faces(models: Any, tmp_path: Path, capsys: pytest
     assert found.images.shape == (2, 3, 256, 256, 3) and found.images.std() > 30
     assert np.abs(found.controls[:, 0, :2] * 30).max() < 12  # the first view looks ahead
     assert len({found.images[i, j].tobytes() for i in range(2) for j in range(3)}) == 6
+    words = ("pairs", "--out", tmp_path / "large", "--people", "1", "--views", "2", "--seed", "5")
+    train(capsys, *words, "--samples", samples, "--controls", controls, "--side", "512")
+    twice = load_pairs(tmp_path / "large")
+    assert twice.images.shape == (1, 2, 512, 512, 3)
+    # the same person by the larger generator, her points in the same pixels
+    assert np.abs(twice.points[0, 0, :, :2] - found.points[0, 0, :, :2]).mean() < 3
+    assert np.abs(twice.images[0, 0, ::2, ::2].astype(float) - found.images[0, 0]).mean() < 12
