@@ -28,7 +28,7 @@ from keyface.pipeline.live.run import LiveReport
 from keyface.pipeline.live.sink import NullSink
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
-QUICK = LiveSourceOptions(open_timeout_s=5.0, silence_s=1.5, first_pause_s=0.05, longest_pause_s=0.2)
+QUICK = LiveSourceOptions(open_timeout_s=5.0, silence_s=2.0, first_pause_s=0.05, longest_pause_s=0.2)
 
 
 class Screen(NullSink):

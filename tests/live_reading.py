@@ -11,7 +11,7 @@ from keyface.pipeline.frame import Frame
 from keyface.pipeline.live.address import parse_source
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
-QUICK = LiveSourceOptions(open_timeout_s=4.0, silence_s=1.0, first_pause_s=0.05, longest_pause_s=0.2)
+QUICK = LiveSourceOptions(open_timeout_s=4.0, silence_s=2.0, first_pause_s=0.05, longest_pause_s=0.2)
 # A stop, and whatever else waits for nothing: where it did wait, that would be for 20 s and more.
 AT_ONCE_S = 8.0
 SECRETS = ("hidden-user", "hidden-password", "hidden-path", "hidden-token")

@@ -70,7 +70,7 @@ class MjpegServer:
         self._listener.close()
         self.hang_up()
         for thread in self._threads[1:]:
-            thread.join(2)
+            thread.join(10)
 
     def _accept(self) -> None:
         while not self._is_over:

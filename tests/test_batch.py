@@ -12,7 +12,7 @@ from fake_chain import touch
 from keyface.configs.errors import SourceError, UsageError
 from keyface.pipeline.batch import RESUME_FILE, Job, ResumeLog, plan_jobs
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_one_file_goes_to_a_file_or_into_a_folder(tmp_path: Path) -> None:

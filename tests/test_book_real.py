@@ -17,7 +17,7 @@ from keyface.pipeline.people.book import IdentityBook
 from keyface.pipeline.people.identity import Identities
 from keyface.pipeline.process_options import ProcessOptions
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(560)
 
 # People of the test part, three photos each, none of whom a network of keyface was trained on.
 PHOTOS = {

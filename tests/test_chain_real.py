@@ -31,7 +31,7 @@ from keyface.pipeline.media.capture import FileSource
 from keyface.pipeline.people.key import Key
 from keyface.pipeline.process_options import ProcessOptions
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(560)
 
 PERSON, OTHER_PERSON = 38, 2
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))

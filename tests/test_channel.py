@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keyface.pipeline.channel import Channel, ChannelClosed
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(240)
 
 
 def _start(target: Callable[[], object]) -> threading.Thread:
@@ -65,10 +65,10 @@ def test_waiting_channel_loses_nothing_between_threads(n_items: int, capacity: i
     got = []
     while True:
         try:
-            got.append(channel.get(timeout_s=5))
+            got.append(channel.get(timeout_s=30))
         except ChannelClosed:
             break
-    producer.join(5)
+    producer.join(30)
     assert got == list(range(n_items)) and channel.dropped == 0
 
 
@@ -87,7 +87,7 @@ def test_close_wakes_a_blocked_producer(discard: bool) -> None:
     producer = _start(produce)
     time.sleep(0.05)
     channel.close(discard=discard)
-    producer.join(2)
+    producer.join(30)
     assert not producer.is_alive() and caught
 
 
@@ -104,7 +104,7 @@ def test_close_wakes_a_blocked_consumer() -> None:
     consumer = _start(consume)
     time.sleep(0.05)
     channel.close()
-    consumer.join(2)
+    consumer.join(30)
     assert not consumer.is_alive() and caught
 
 

@@ -390,7 +390,7 @@ def test_damaged_model_is_built_again_from_sound_ones(
 def test_ctrl_c_leaves_no_partial_file(make_clip: MakeClip, key: Path, out: Path) -> None:
     long = make_clip("long.mp4", n_frames=6000, size_wh=(320, 240))
     with start("process", long, "-o", out / "a.mp4", "--key-file", key) as process:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 180
         while not any(out.iterdir()) and process.poll() is None and time.monotonic() < deadline_s:
             time.sleep(0.05)
         assert process.poll() is None, "ended before it could be interrupted"
@@ -398,12 +398,12 @@ def test_ctrl_c_leaves_no_partial_file(make_clip: MakeClip, key: Path, out: Path
         begin_s = time.monotonic()
         process.send_signal(signal.SIGINT)
         try:
-            text, err = process.communicate(timeout=20)
+            text, err = process.communicate(timeout=90)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
     assert process.returncode == INTERRUPTED, err
-    assert time.monotonic() - begin_s < 10
+    assert time.monotonic() - begin_s < 40  # the whole clip would take minutes
     assert "Traceback" not in err and "nterrupted" in err
     assert text == ""
     folder_is(out)

@@ -32,7 +32,7 @@ from keyface.pipeline.frame import Redaction, SafeFrame
 from keyface.pipeline.paste import paster as paste_module
 from keyface.pipeline.paste.redact import redact_frame
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 # NaN and wrong shapes.

@@ -18,7 +18,7 @@ from keyface.pipeline.live.audio import AUDIO_RATE_HZ, AudioPiece, AudioTap
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 from keyface.pipeline.live.source_sound import SoundFeed
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def piece(pts_s: float, n: int = 4800) -> AudioPiece:

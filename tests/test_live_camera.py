@@ -20,7 +20,7 @@ from keyface.pipeline.live.address import parse_source
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 from keyface.pipeline.live.source_open import camera_settings
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 ALL = LiveSourceOptions(size_wh=(1280, 720), fps=25, camera_format="mjpeg")
 

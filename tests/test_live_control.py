@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keyface.pipeline.live.control import LiveControls
 from keyface.pipeline.people.key import Key
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def test_at_the_start_it_is_live_and_automatic() -> None:

@@ -15,7 +15,7 @@ from keyface.pipeline.faults.drops import DropRun
 from keyface.pipeline.live.run import run_live
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(560)
 
 
 class FakeServer:
@@ -58,7 +58,7 @@ def test_a_source_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytes
 def test_five_drops(tmp_path: Path) -> None:
     """The same with fifty: `keyface bench stream --drops 50`."""
     need_server()
-    options = LiveSourceOptions(silence_s=1.0, open_timeout_s=2.0)
+    options = LiveSourceOptions(silence_s=2.0, open_timeout_s=4.0)
     with RtspServer([write_clip(tmp_path / "clip", (320, 240))]) as server:
         source: LiveSource = url_source(server.url, options)
         screen = Screen()
@@ -72,8 +72,10 @@ def test_five_drops(tmp_path: Path) -> None:
     figures = drops.to_json()
     assert json.loads(json.dumps(figures)) == figures
     assert figures["drops"] == 5 and figures["lost_for_good"] == 0
-    assert figures["back_s"]["max"] < 15  # 3 s on a machine that has nothing else to do
-    assert figures["age_growth_ms"]["max"] < 500
+    assert figures["back_s"]["max"] < 45  # 3 s on a machine that has nothing else to do
+    assert (
+        figures["age_growth_ms"]["max"] < 1500
+    )  # in a queue it would grow by the time that the server was away
     for drop in drops.drops:
         if drop.kind in ("kill", "garbage"):
             assert drop.slates > 0, drop

@@ -19,7 +19,7 @@ from keyface.pipeline.live.fanout import Fanout
 from keyface.pipeline.live.sink import LiveSink
 from keyface.pipeline.live.source import LiveStatus
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 class Blocking(Screen):

@@ -67,7 +67,7 @@ def test_live_hls_is_shown_at_its_own_pace(server: HlsServer) -> None:
 
 
 def test_live_hls_that_stalls_is_lost_and_found(server: HlsServer) -> None:
-    options = replace(CALM, silence_s=0.8)
+    options = replace(CALM, silence_s=2.0)
     with Reading(url_source(server.url("live.m3u8"), options)) as reading:
         reading.wait_for_more(10)
         server.mode = "stall"

@@ -15,7 +15,7 @@ from property_cases import examples
 from keyface.pipeline.frame import Frame, SafeFrame
 from keyface.pipeline.live.mailbox import SinkMailbox
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def numbered(number: int, side_px: int = 8) -> SafeFrame:
@@ -80,7 +80,7 @@ def test_between_threads_nothing_is_lost_unseen_and_order_holds(n_frames: int, c
     for number in range(n_frames):
         mailbox.put(numbered(number))
     mailbox.close()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert got == sorted(set(got)) and len(got) + mailbox.dropped == n_frames
     assert not n_frames or got[-1] == n_frames - 1  # the newest is never the one that goes
@@ -103,7 +103,7 @@ def test_closing_wakes_who_waits(discard: bool) -> None:
     thread.start()
     time.sleep(0.05)
     mailbox.close(discard=discard)
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive() and got[-1] is None
 
 

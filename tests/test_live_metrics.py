@@ -14,7 +14,7 @@ from keyface.pipeline.live.metrics import sink_kind
 from keyface.pipeline.people.key import Key
 
 parser: Any = pytest.importorskip("prometheus_client.parser")
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

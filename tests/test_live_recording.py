@@ -25,7 +25,7 @@ from keyface.pipeline.live.sink_recording import FileSink, RecordingSink
 from keyface.pipeline.media.partial import PartialFile
 from keyface.pipeline.paste.redact import redact_frame
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def written(sink: FileSink, n: int, *, with_sound: bool = False, begin_s: float = 7.0) -> None:

@@ -23,7 +23,7 @@ from keyface.pipeline.live.sink_recording import RecordingSink
 from keyface.pipeline.live.sink_window import WindowSink
 from keyface.pipeline.paste.redact import redact_frame, slate_frame
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 SIZE_WH = (96, 64)
 
 

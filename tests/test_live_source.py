@@ -28,7 +28,7 @@ from keyface.pipeline.live.address import SourceAddress, parse_source
 from keyface.pipeline.live.source import LiveSource, LiveSourceOptions, pattern_at
 from keyface.pipeline.live.source_read import _Gaps
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -152,9 +152,9 @@ def test_a_silent_camera_is_lost(camera: list[dict[str, Any]], tmp_path: Path) -
     began_s = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_open.av, "open", lambda *a, **k: Silent(real(*a, **k)))
-        with pytest.raises(SourceError, match=r"sent nothing for 1 s"):
+        with pytest.raises(SourceError, match=r"sent nothing for 2 s"):
             next(iter(LiveSource(address, QUICK)))
-    assert 0.9 < time.monotonic() - began_s < 20
+    assert 1.9 < time.monotonic() - began_s < 20
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_stream_that_falls_silent_is_lost_and_comes_back(server: MjpegServer) 
     reading.wait(lambda: len(reading.frames) >= 3)
     server.mode = "stall"
     reading.wait(lambda: reading.source.status.state == "lost")
-    assert "sent nothing for 1 s" in reading.source.status.problem
+    assert "sent nothing for 2 s" in reading.source.status.problem
     server.mode = "serve"
     reading.wait(lambda: reading.source.status.reconnects >= 1)
     reading.stop()

@@ -23,7 +23,7 @@ from keyface.pipeline.live.stages import LiveAnalysis, LivePaste, LiveReenactmen
 from keyface.pipeline.people.key import Key
 from keyface.pipeline.reenact.reenactor import Pace
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 class Actor:

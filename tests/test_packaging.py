@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import venv
 import zipfile
@@ -178,11 +178,12 @@ def test_live_path_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_help_is_quick(tmp_path: Path) -> None:
-    times = []
+    times = []  # of the processor: the machine may be busy with something else
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         run(sys.executable, "-m", "keyface.tools.main", "--help", cwd=tmp_path)
-        times.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
     assert min(times) < 1.5, f"keyface --help takes {min(times):.1f} s: something heavy is imported early"
 
 

@@ -15,7 +15,7 @@ from real_chain import SAME_PERSON, Likeness, Looker, Seen, open_looker, portrai
 from keyface.pipeline.people.key import Key
 from keyface.tools.main import main
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(560)
 
 PEOPLE = (38, 2, 5, 7)
 

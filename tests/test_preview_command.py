@@ -15,7 +15,7 @@ from real_chain import Likeness, open_looker, portraits
 from keyface.pipeline.people.key import Key, is_locked
 from keyface.tools.main import main
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(560)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from keyface.pipeline.inline import InlineChain
 from keyface.pipeline.process import process_photo, process_video
 from keyface.pipeline.process_options import ProcessOptions
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 # Options.

@@ -19,7 +19,7 @@ from keyface.pipeline.people.key import Key
 from keyface.tools import process_command
 from keyface.tools.main import main
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from keyface.pipeline.process_options import AUTO_REENACTOR, ProcessOptions
 from keyface.tools import bench_reenact, bench_reenact_command, preview_command
 from keyface.tools.main import _build_parser, main
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 WARP = ("keypoints", "warp_source", "warp_motion", "warp_decode")
 
 

@@ -15,7 +15,7 @@ from keyface.configs.errors import EngineError, SinkError, StageError
 from keyface.pipeline.runner import Runner, RunReport
 from keyface.pipeline.stage import StagePlan
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(240)
 
 
 @dataclass
@@ -233,7 +233,7 @@ def test_a_stuck_stage_is_given_up(at: str) -> None:
     free = threading.Event()
 
     def wait(_: Any = None) -> Any:
-        free.wait(20)
+        free.wait(60)
 
     def source() -> Iterator[int]:
         yield 0
@@ -250,12 +250,12 @@ def test_a_stuck_stage_is_given_up(at: str) -> None:
         sink.function = wait
     name = {"source": "source", "sink": "sink"}.get(at, "middle")
     plans = [_plan("first", Step()), _plan("middle", middle), _plan("sink", sink)]
-    runner = Runner(source(), plans, timeout_s=0.3, open_timeout_s=0.3, stop_timeout_s=0.5)
+    runner = Runner(source(), plans, timeout_s=1.0, open_timeout_s=1.0, stop_timeout_s=0.5)
     began_s = time.monotonic()
     try:
-        with pytest.raises(StageError, match=rf"'{name}' did not come back from .* within 0.3 s") as caught:
+        with pytest.raises(StageError, match=rf"'{name}' did not come back from .* within 1 s") as caught:
             runner.run()
-        assert time.monotonic() - began_s < 10  # it would wait for 20 s
+        assert time.monotonic() - began_s < 20  # it would wait for a minute
         assert caught.value.way_out
         assert runner.stuck == (name,)
     finally:

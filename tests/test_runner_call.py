@@ -18,7 +18,7 @@ from keyface.pipeline.live import source_open
 from keyface.pipeline.live.interrupt import interruptible
 from keyface.pipeline.runner_call import GuardedCall
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def test_the_last_sink_that_fails_ends_the_stream(make_clip: MakeClip) -> None:
 # The real chain.
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(560)
 def test_a_generated_person_is_never_seen(models: Any, tmp_path: Path) -> None:
     """Real networks: the person is mosaicked until known, and then somebody else."""
     from real_chain import Likeness, open_looker, portraits

@@ -191,7 +191,7 @@ def test_ctrl_c_from_a_shell(models: Any, tmp_path: Path) -> None:
                 break
         sent_s = time.monotonic()
         program.send_signal(signal.SIGINT)
-        text, err = program.communicate(timeout=30)
+        text, err = program.communicate(timeout=90)
     finally:
         program.kill()
     assert program.returncode == 0, err

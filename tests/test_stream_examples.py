@@ -22,7 +22,7 @@ UNIT = ROOT / "examples" / "keyface-stream.service"
 CONTAINER = ROOT / "examples" / "Containerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def parsed(command: list[str]) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from keyface.pipeline.live.keys import KEYS
 from keyface.pipeline.people.key import Key
 from keyface.tools import stream_command
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ class Client:
         self._thread.start()
 
     def _ask(self, name: str, body: dict[str, Any] | None = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             headers = {} if body is None else {"Content-Type": "application/json"}
             method = "GET" if body is None else "POST"
@@ -75,7 +75,7 @@ class Client:
             connection.close()
 
     def _run(self) -> None:
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 90
         for is_time, body in self._steps:
             while time.monotonic() < deadline_s:
                 try:
@@ -88,7 +88,7 @@ class Client:
                 time.sleep(0.02)
 
     def join(self) -> None:
-        self._thread.join(40)
+        self._thread.join(120)
 
 
 def test_a_stream_is_steered_from_the_page(
@@ -216,7 +216,7 @@ def test_a_configuration_runs_and_flags_win(tmp_path: Path, capsys: pytest.Captu
     )  # fmt: skip
     assert stream("--config", file, "--duration", "0.6") == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["ending"] == "duration" and summary["wall_s"] < 20 and summary["size_wh"] == [96, 64]
+    assert summary["ending"] == "duration" and summary["wall_s"] < 45 and summary["size_wh"] == [96, 64]
     assert summary["slates"] > 0 and summary["redacted_frames"] == 0, "it began with a pause"
 
 
