@@ -103,6 +103,17 @@ def test_cover_makes_nobody_fit_who_is_too_alike(covers: Covers, world: World, f
     assert reasons(open_reenactor(world).process(item(face))) == ["too_alike"]
 
 
+def test_who_is_too_like_once_pasted_is_seen_at_rest_only_when_nobody_better_is_found(
+    covers: Covers, cast: Callable[[], int], world: World
+) -> None:
+    looked = covers()
+    world.similarity = (0.5, 0.2, 0.0, *(0.0,) * 9)
+    assert cast() == 2 and looked == [2]
+    looked.clear()
+    world.similarity = (0.9, 0.2, 0.15, *(0.3,) * 9)
+    assert cast() == 2 and looked == [2], "the next is more like the driver already"
+
+
 def test_who_the_book_names_stays_though_his_face_is_covered(
     covers: Covers, cast: Callable[[], int], world: World
 ) -> None:

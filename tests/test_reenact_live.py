@@ -79,9 +79,10 @@ def test_a_search_that_breaks_begins_anew(
     reenactor.process(item(face()))
     world.image = float("nan")
     with pytest.raises(EngineError):
-        reenactor.process(item(face(), index=1))
+        for index in range(1, 4):  # not every step renders
+            reenactor.process(item(face(), index=index))
     world.image = 0.0
-    assert until_shown(reenactor, face, world, first=2) > 0
+    assert until_shown(reenactor, face, world, first=4) > 0
 
 
 def test_two_people_are_sought_one_after_the_other(

@@ -51,12 +51,12 @@ class CastingOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Who was seen at rest from the front: his number, how like the driver he is there, and how covered."""
+    """Who was tried: his number, how like the driver he is as far as that is known, and how covered."""
 
     number: int
     person: Person
-    alone: float
-    cover: float
+    likeness: float
+    cover: float = 0.0
 
 
 @dataclass(slots=True)
@@ -117,38 +117,54 @@ class Casting:
     def _choose(self, driver: F32, scene: Scene) -> Generator[None, None, tuple[int, Person] | None]:
         """The first candidate as unlike the driver as wanted, else the most unlike of all, and its number; None when
         all are too like. Those whose faces are covered, by hair above all, come last, the least covered first: nobody
-        who is more like the driver takes a covered one's place."""
-        chosen, least = None, self._o.max_likeness
+        who is more like the driver takes a covered one's place.
+
+        Most are too like once pasted: who is need not be seen at rest as well before nobody better is found."""
         covered: list[_Candidate] = []
+        others: list[_Candidate] = []
         for number in range(self._o.max_candidates):
             person = self._puppet.meet(self._virtual.w(driver, number))
             yield
             if person is None:
                 continue
-            alone, cover = yield from self._at_rest(person, driver)
-            seen = _Candidate(number, person, alone, cover)
-            if seen.cover > self._o.max_cover:
+            likeness, cover = (yield from self._pasted(person, driver, scene)), 0.0
+            yield
+            if likeness < self._o.wanted_likeness:
+                alone, cover = yield from self._at_rest(person, driver)
+                likeness = max(likeness, alone)
+            seen = _Candidate(number, person, likeness, cover)
+            if likeness >= self._o.wanted_likeness:
+                others.append(seen)
+            elif cover > self._o.max_cover:
                 covered.append(seen)
                 yield
-                continue
-            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene, least)
-            if likeness < least:
-                chosen, least = (number, person), likeness
-            if least < self._o.wanted_likeness:
-                return chosen
-        for seen in sorted(covered, key=lambda one: (one.cover, one.number)):
-            likeness = yield from self._pasted(seen.person, seen.alone, driver, scene, least)
-            if likeness < least:
-                chosen, least = (seen.number, seen.person), likeness
-            if least < self._o.wanted_likeness:
+            else:
+                return number, person
+        if covered:
+            seen = min(covered, key=lambda one: (one.cover, one.number))
+            return seen.number, seen.person
+        return (yield from self._most_unlike(others, driver))
+
+    def _most_unlike(
+        self, tried: list[_Candidate], driver: F32
+    ) -> Generator[None, None, tuple[int, Person] | None]:
+        """Of those who are not as unlike as wanted."""
+        chosen, least = None, self._o.max_likeness
+        for seen in sorted(tried, key=lambda one: one.likeness):
+            if seen.likeness >= least:
                 break
+            alone, _ = yield from self._at_rest(seen.person, driver)
+            if max(alone, seen.likeness) < least:
+                chosen, least = (seen.number, seen.person), max(alone, seen.likeness)
+            yield
         return chosen
 
     def _likeness_of(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
         """How like the driver a candidate is; infinite where no face is found. The larger of two scores (`Likeness`):
         of the virtual person at rest from the front, and of the face pasted over the driver's."""
         alone, _ = yield from self._at_rest(person, driver)
-        return (yield from self._pasted(person, alone, driver, scene, self._o.max_likeness))
+        yield
+        return max(alone, (yield from self._pasted(person, driver, scene)))
 
     def _at_rest(self, person: Person, driver: F32) -> Generator[None, None, tuple[float, float]]:
         """How like the driver a person is at rest from the front, and how covered; infinite and 0 where no face is
@@ -164,22 +180,16 @@ class Casting:
         alone = self._likeness.alone(self._puppet.embed(crop, mesh), driver)
         return alone, face_cover(source, own.points_xyz).excess
 
-    def _pasted(
-        self, person: Person, alone: float, driver: F32, scene: Scene, limit: float
-    ) -> Generator[None, None, float]:
-        """The larger of `alone` and the score of the face once pasted; see `_likeness_of`. Who is not below `limit`
-        by himself is not looked at further."""
-        if alone >= limit:
-            return alone
-        yield
+    def _pasted(self, person: Person, driver: F32, scene: Scene) -> Generator[None, None, float]:
+        """How like the driver a person is once pasted over his face; the least there is where that cannot be seen."""
         item, face = scene.item, scene.face
         assert face.mesh is not None
         self._likeness.look_at_driver(item, face)
         yield
         found = self._place(Role(person, driver, self._basis.resting), controls_of(face.mesh), face)
         if not isinstance(found, VirtualFace):
-            return alone
+            return -math.inf
         yield
         # The frame in which it was placed: the driver may have moved on since.
         seen = self._likeness.of_pasted(item, face, found, driver)
-        return alone if seen is None else max(alone, seen[0])
+        return -math.inf if seen is None else seen[0]
