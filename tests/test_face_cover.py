@@ -99,6 +99,112 @@ def test_a_cup_before_the_mouth_is_cover() -> None:
     assert found.chin > 0.1 and found.excess > 1
 
 
+ROSY = (222, 165, 140)
+FAIR = (
+    (128, 84, 54),
+    (222, 198, 152),
+)  # hair in its own shadow and in the light: on average hardly darker than skin
+
+
+def lock(picture: np.ndarray, path_xy: np.ndarray, strands: int, apart_px: float) -> np.ndarray:
+    """A lock of fair hair along a path: strands side by side, in the light and in the shadow in turn."""
+    out = picture.copy()
+    for number in range(strands):
+        path = np.rint(path_xy + np.array([apart_px * number, 0])).astype(np.int32)
+        cv2.polylines(out, [path], isClosed=False, color=FAIR[number % 2], thickness=3, lineType=cv2.LINE_AA)
+    return out
+
+
+def test_a_fair_lock_over_the_forehead_is_cover() -> None:
+    start, end = XY[10] - np.array([2, 0]), XY[RIGHT_BROW].mean(0) + np.array([-12, 6])
+    path = start + (end - start) * np.linspace(0, 1, 20)[:, None] ** [1.3, 1]
+    found = face_cover(lock(drawn(ROSY), path, strands=5, apart_px=5), XY)
+    assert found.strands > 0.13 and found.excess > 1.2
+    without = (found.forehead / 0.30, found.face / 0.175, found.right_eye / 0.50)
+    assert max(without) < 1, without  # how dark it is does not tell
+
+
+def test_thin_fair_strands_down_to_the_brow_are_cover() -> None:
+    brow = XY[LEFT_BROW].mean(0)
+    path = np.linspace(brow - np.array([4, 45]), brow + np.array([2, 5]), 12)
+    found = face_cover(lock(drawn(ROSY), path, strands=3, apart_px=8), XY)
+    assert found.strands > 0.13 and found.forehead < 0.3
+
+
+def curled(picture: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Fair curls beside an eye, from the temple to the cheek."""
+    out, eye = picture.copy(), XY[side].mean(0)
+    outwards = float(np.sign(eye[0] - XY[:, 0].mean()))
+    for turn in range(11):
+        centre = (
+            np.rint(eye + np.array([outwards * (24 + 4 * (turn % 3)), 7 * turn - 50])).astype(int).tolist()
+        )
+        for colour, radius in zip(FAIR, (7, 4), strict=True):
+            cv2.circle(out, centre, radius, colour, 3, cv2.LINE_AA)
+    return out
+
+
+@pytest.mark.parametrize("side", [RIGHT_EYE, LEFT_EYE], ids=["right", "left"])
+def test_fair_curls_beside_one_eye_are_cover(side: np.ndarray) -> None:
+    found = face_cover(curled(drawn(ROSY), side), XY)
+    assert found.temples > 0.22 and found.excess > 1.2
+
+
+def test_temples_that_look_alike_are_not_told_from_each_other() -> None:
+    found = face_cover(curled(curled(drawn(ROSY), RIGHT_EYE), LEFT_EYE), XY)
+    assert found.temples < 0.12  # a third of what one side alone comes to
+
+
+def test_something_coloured_before_one_half_of_the_mouth_is_cover() -> None:
+    picture = drawn(ROSY)
+    x, y = XY[LIPS].mean(0).astype(int)
+    cv2.rectangle(picture, (x + 4, y), (x + 16, y + 60), (170, 60, 50), -1)
+    cv2.rectangle(picture, (x + 20, y), (x + 26, y + 60), (170, 60, 50), -1)
+    found = face_cover(picture, XY)
+    assert found.mouth > 0.0725 and found.excess > 1 and found.chin < 0.04
+
+
+@pytest.mark.parametrize("skin", SKINS.values(), ids=SKINS)
+def test_freckles_are_no_cover(skin: tuple[int, int, int]) -> None:
+    picture, random = drawn(skin), np.random.default_rng(3)
+    darker = tuple(int(level * factor) for level, factor in zip(skin, (0.86, 0.76, 0.7), strict=True))
+    for x, y in random.uniform(XY.min(0), XY.max(0), (260, 2)):
+        cv2.circle(picture, (int(x), int(y)), 1, darker, -1, cv2.LINE_AA)
+    assert face_cover(picture, XY).excess < 0.8
+
+
+@pytest.mark.parametrize("skin", SKINS.values(), ids=SKINS)
+def test_wrinkles_are_no_cover(skin: tuple[int, int, int]) -> None:
+    picture = drawn(skin)
+    fold = tuple(int(level * 0.72) for level in skin)
+    middle, brows = XY[:, 0].mean(), XY[np.r_[RIGHT_BROW, LEFT_BROW], 1].min()
+    for row in range(4):  # over the forehead, arched
+        across = np.linspace(-38, 38, 20)
+        path = np.c_[middle + across, brows - 6 - 8 * row + (across / 38) ** 2 * 5]
+        cv2.polylines(picture, [np.rint(path).astype(np.int32)], False, fold, 2, cv2.LINE_AA)
+    for side, eye in ((-1, XY[RIGHT_EYE].mean(0)), (1, XY[LEFT_EYE].mean(0))):
+        for turn in (-8, 0, 8):  # crow's feet
+            near, far = (eye + np.array([side * x, turn * x / 32]) for x in (20, 32))
+            cv2.line(picture, near.astype(int).tolist(), far.astype(int).tolist(), fold, 1, cv2.LINE_AA)
+    assert face_cover(picture, XY).excess < 0.8
+
+
+def test_stubble_is_no_cover() -> None:
+    picture, random = drawn(), np.random.default_rng(5)
+    below = picture[int(XY[2, 1]) :]
+    rough = below * random.uniform(0.7, 1.0, (*below.shape[:2], 1))
+    picture[int(XY[2, 1]) :] = rough.astype(np.uint8)
+    assert face_cover(picture, XY).excess < 0.8
+
+
+def test_a_hard_edged_shadow_over_half_of_the_face_is_no_edge_of_hair() -> None:
+    picture = drawn()
+    shaded = picture.copy()
+    shaded[:, : int(XY[:, 0].mean())] = (shaded[:, : int(XY[:, 0].mean())] * 0.8).astype(np.uint8)
+    found = face_cover(shaded, XY)
+    assert max(found.temples, found.mouth) < 0.03 and found.excess < 0.8
+
+
 def test_the_same_face_is_as_covered_in_any_size_and_place() -> None:
     picture = strand(drawn(), XY[LEFT_EYE].mean(0))
     large = cv2.resize(picture, (1024, 1024), interpolation=cv2.INTER_CUBIC)
@@ -118,6 +224,9 @@ def test_the_worst_zone_counts() -> None:
     assert FaceCover(face=0.35).excess == pytest.approx(2)
     assert FaceCover(left_eye=0.5, forehead=0.15).excess == pytest.approx(1)
     assert FaceCover(right_eye=0.5).excess == FaceCover(left_eye=0.5).excess
+    assert FaceCover(strands=0.22, temples=0.18).excess == pytest.approx(2)
+    assert FaceCover(temples=0.18).excess == pytest.approx(1)
+    assert FaceCover(mouth=0.145, chin=0.04).excess == pytest.approx(2)
 
 
 def test_the_share_that_the_guard_was_fitted_on() -> None:

@@ -1,7 +1,8 @@
 """How much of a generated face is covered: by hair above all, but also by a hand or a cup before the mouth.
 
 Two measures. `covered_share` is what the guard against hair in the identity basis was fitted on. `face_cover` is what
-casting goes by: it tells a strand of hair from a face lit from one side, and says where the cover is.
+casting goes by: it tells a strand of hair from a face lit from one side, and says where the cover is. Dark cover is
+found by its luminance, fair hair, hands and cups by their edges.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ _FOREHEAD_HEIGHT = 0.13  # face widths above the brows; higher up the paster pai
 _FITTED_HEIGHT = 0.10
 _NOSTRILS = (98, 327, 2, 4, 64, 294)
 
+# Edges: change per pixel of log luminance, and of the log of red over green. Shadows and wrinkles of skin have fewer
+# of the second; wrinkles of a forehead lie along the brows, so that edges count by how far they run across them.
+_STEEP = 0.07
+_ALONG = 0.5  # what an edge along the brows takes off
+_INNER_OVAL = 0.92  # with one pixel less: the edge of the face itself is none
+_STRAND_HEIGHT = 0.16  # face widths above the brows
+_TEMPLE_APART, _TEMPLE_BELOW = 0.22, 0.05  # face widths from the middle, and below the eyes
+
 
 @dataclass(frozen=True, slots=True)
 class FaceCover:
@@ -44,6 +53,9 @@ class FaceCover:
         right_eye, left_eye: dark, of what surrounds the eye and its brow.
         forehead: dark, of the strip above the brows.
         chin: bright, of the oval below the nose. Not dark: beards are no cover.
+        strands: steep luminance, of the strip above the brows, in its worse half.
+        temples: steep colour, of the skin beside eyes and brows: how much more on one side than on the other.
+        mouth: the same of the oval below the nose.
     """
 
     face: float = 0.0
@@ -51,6 +63,9 @@ class FaceCover:
     left_eye: float = 0.0
     forehead: float = 0.0
     chin: float = 0.0
+    strands: float = 0.0
+    temples: float = 0.0
+    mouth: float = 0.0
 
     @property
     def excess(self) -> float:
@@ -61,7 +76,8 @@ class FaceCover:
         Fair strands on fair skin are missed.
         """
         eye = max(self.right_eye, self.left_eye)
-        return max(self.face / 0.175, eye / 0.50, self.forehead / 0.30, self.chin / 0.04)
+        dark_or_bright = max(self.face / 0.175, eye / 0.50, self.forehead / 0.30, self.chin / 0.04)
+        return max(dark_or_bright, self.strands / 0.11, self.temples / 0.18, self.mouth / 0.0725)
 
 
 def face_cover(image_rgb: ImageRgb, points_xyz: npt.NDArray[Any]) -> FaceCover:
@@ -84,7 +100,8 @@ def face_cover(image_rgb: ImageRgb, points_xyz: npt.NDArray[Any]) -> FaceCover:
     level = skin_level(luma, fitted.astype(np.float32), zones.uv, stiffness=0.3, rounds=3)
     if level is None:
         return FaceCover()
-    apart = cv2.log(luma + _FLOOR) - level
+    log_luma = cv2.log(luma + _FLOOR)
+    apart = log_luma - level
     dark, forehead = apart < -_DARKER, zones.above_brows > 0
     low = zones.above_brows < _FOREHEAD_HEIGHT
     return FaceCover(
@@ -93,7 +110,27 @@ def face_cover(image_rgb: ImageRgb, points_xyz: npt.NDArray[Any]) -> FaceCover:
         left_eye=_share(dark, zones.around(LEFT_EYE, LEFT_BROW)),
         forehead=_share(apart < -_FOREHEAD_DARKER, zones.skin & forehead & low),
         chin=_share(apart > _BRIGHTER, zones.bare & ~zones.above_lips),
+        **_edges(small, log_luma, zones),
     )
+
+
+def _edges(image_rgb: ImageRgb, log_luma: F32, zones: _Zones) -> dict[str, float]:
+    """What of `FaceCover` is seen by its edges."""
+    across, up = zones.slopes(log_luma)
+    strands = np.abs(across) - _ALONG * np.abs(up) > _STEEP
+    log_rgb = cv2.log(image_rgb.astype(np.float32) + _FLOOR)
+    coloured = np.hypot(*zones.slopes(log_rgb[..., 0] - log_rgb[..., 1])) > _STEEP
+    strip = zones.within & zones.skin & (zones.above_brows > 0) & (zones.above_brows < _STRAND_HEIGHT)
+    u, v = np.abs(zones.uv[..., 0]), zones.uv[..., 1]
+    beside = (u > _TEMPLE_APART) & (v > -_TEMPLE_BELOW) & (zones.above_brows < _STRAND_HEIGHT)
+    below = zones.within & zones.bare & ~zones.above_lips
+    temples = _of_sides(coloured, zones.within & zones.skin & beside, zones)
+    mouth = _of_sides(coloured, below, zones)
+    return {
+        "strands": max(_of_sides(strands, strip, zones)),
+        "temples": abs(temples[0] - temples[1]),
+        "mouth": abs(mouth[0] - mouth[1]),
+    }
 
 
 class _Zones:
@@ -103,6 +140,7 @@ class _Zones:
         uv: (n, n, 2) face coordinates: from between the eyes, along them and up, in face widths.
         above_brows: (n, n) face widths; above_lips: whether.
         bare: the oval without the mouth; skin: without eyes and brows, too.
+        within: the oval without eyes and brows, and without its own edges.
     """
 
     def __init__(self, xy: npt.NDArray[Any]) -> None:
@@ -118,7 +156,7 @@ class _Zones:
         self.uv: F32 = (np.dstack(heights) / width).astype(np.float32)
         self.above_brows: F32 = self.uv[..., 1] - np.float32((brows - centre) @ up / width)
         self.above_lips: Mask = self.uv[..., 1] > np.float32((xy[_UPPER_LIP_TOP] - centre) @ up / width)
-        self._xy = xy
+        self._xy, self._across = xy, across
         self._oval = _filled([_grown(xy[OVAL], 0.94)])
         features = [_hull(xy, index, 1.35) for index in (RIGHT_EYE, LEFT_EYE)]
         features += [_hull(xy, index, 1.2) for index in (RIGHT_BROW, LEFT_BROW)]
@@ -126,6 +164,14 @@ class _Zones:
         mouth = _filled([_hull(xy, LIPS, 1.1), _hull(xy, np.array(_NOSTRILS), 1.1)])
         self.bare: Mask = self._oval & ~mouth
         self.skin: Mask = self._open & ~mouth
+        inner = self._open & _filled([_grown(xy[OVAL], _INNER_OVAL)])
+        self.within: Mask = cv2.erode(inner.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+    def slopes(self, values: F32) -> tuple[F32, F32]:
+        """(n, n) change per pixel along the eyes and at right angles to them."""
+        dx, dy = (cv2.Sobel(values, cv2.CV_32F, *order, ksize=3) / 8 for order in ((1, 0), (0, 1)))
+        x, y = self._across
+        return dx * x + dy * y, dy * x - dx * y
 
     def around(self, *parts: npt.NDArray[np.integer[Any]]) -> Mask:
         """The skin around an eye and its brow."""
@@ -134,6 +180,12 @@ class _Zones:
 
 def _share(found: Mask, zone: Mask) -> float:
     return float((found & zone).sum()) / max(float(zone.sum()), 1.0)
+
+
+def _of_sides(found: Mask, zone: Mask, zones: _Zones) -> tuple[float, float]:
+    """The shares of the right and the left half of a zone."""
+    is_right = zones.uv[..., 0] < 0
+    return _share(found, zone & is_right), _share(found, zone & ~is_right)
 
 
 def _grown(points: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
