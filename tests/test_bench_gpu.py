@@ -169,7 +169,7 @@ def test_the_script_for_a_bare_machine_needs_nothing_but_numpy_onnx_and_torch(
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     done = subprocess.run(
-        [*command, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*command, *options], env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "report.json").read_text())["rows"][0]["network"] == "mapping"

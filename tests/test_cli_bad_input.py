@@ -39,7 +39,7 @@ def start(
     )
 
 
-def keyface(*arguments: str | Path, timeout_s: float = 120, **options: object) -> tuple[int, str, str]:
+def keyface(*arguments: str | Path, timeout_s: float = 300, **options: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one command; kills it and fails if it hangs."""
     with start(*arguments, **options) as process:
         try:

@@ -98,7 +98,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom keyface.tools.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
         "    pass\nassert not {'numpy', 'cv2', 'av', 'onnxruntime', 'torch'} & set(sys.modules), 'heavy'"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -29,7 +29,7 @@ def test_the_setting_may_be_made_again() -> None:
 def test_pictures_that_pass_between_threads_leave_nothing_behind() -> None:
     """In a process of its own: what other tests have left in the heap does not count."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_live_memory as t; t.play()"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def play() -> None:

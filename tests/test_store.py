@@ -242,7 +242,7 @@ def test_two_processes_pull_at_once(wheelhouse: Path, root: Path, tmp_path: Path
     )
     command = [sys.executable, "-c", script, str(root), str(manifest)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("{'a': 'ok', 'b': 'ok'}" in output for output in outputs)
     assert sum("fetched" in output for output in outputs) == 1  # the second waited, then found all

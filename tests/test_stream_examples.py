@@ -78,10 +78,10 @@ def test_systemd_takes_the_service(tmp_path: Path) -> None:
         stand_in.chmod(0o755)
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text("utf-8").replace("/opt/keyface/bin", str(tmp_path)), "utf-8")
-    done = subprocess.run([program, "verify", unit], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([program, "verify", unit], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr + done.stdout
     unit.write_text(unit.read_text("utf-8").replace("ProtectHome=yes", "ProtectHome=perhaps"), "utf-8")
-    done = subprocess.run([program, "verify", unit], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([program, "verify", unit], capture_output=True, text=True, timeout=120)
     assert "perhaps" in done.stderr, "the check finds what is wrong"
 
 
@@ -90,7 +90,7 @@ def test_systemd_finds_little_exposure() -> None:
     if program is None:
         pytest.skip("no systemd-analyze on this machine: on Debian and Ubuntu, apt install systemd")
     command = [program, "security", "--offline=true", "--no-pager", str(UNIT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze is older than 250")
     found = re.search(r"exposure level for \S+: (\d+\.\d)", done.stdout)
