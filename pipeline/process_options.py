@@ -16,7 +16,7 @@ from keyface.pipeline.runner import OnFault
 GeneratorPx = Literal[256, 1024]
 
 # What `auto` takes on each kind of device: the one that measured better, see docs/reenactor.md.
-AUTO_REENACTOR: Mapping[Literal["cpu", "card"], ReenactorName] = {"cpu": "latent", "card": "latent"}
+AUTO_REENACTOR: Mapping[Literal["cpu", "card"], ReenactorName] = {"cpu": "warp", "card": "latent"}
 WARP_PX: GeneratorPx = 256
 
 
