@@ -71,10 +71,10 @@ class FaceCover:
     def excess(self) -> float:
         """The worst zone against its limit; above 1 the face is covered.
 
-        The limits are from 548 virtual people, each looked at alone and pasted over a driver; none were kept aside. Of
-        those whose hair, hat, hand or cup spoils the picture four in five are above, of the free faces 2 in 100, most
-        in hard side light. Missed are pale strands without contrast, hands of the face's colour, and fair hair beside
-        the face that leaves the forehead free.
+        The limits are from 548 virtual people, each looked at alone and pasted over a driver; none were kept aside.
+        Of those whose hair, hat, hand or cup spoils the picture four in five are above, of the free faces 2 in 100,
+        most in hard side light. Missed are pale strands without contrast, hands of the face's colour, and fair hair
+        beside the face that leaves the forehead free.
         """
         eye = max(self.right_eye, self.left_eye)
         dark_or_bright = max(self.face / 0.175, eye / 0.50, self.forehead / 0.30, self.chin / 0.04)
