@@ -58,6 +58,13 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
         return int(probe.getsockname()[1])
 
 
+def is_bound(port: int, protocol: str = "tcp") -> bool:
+    """Whether a program here waits at the port; asked without a connection, of which it may take only one."""
+    rows = [row.split() for row in Path(f"/proc/net/{protocol}").read_text("ascii").splitlines()[1:]]
+    waits = "0A" if protocol == "tcp" else "07"
+    return any(int(row[1].split(":")[1], 16) == port and row[3] == waits for row in rows)
+
+
 class Pacer:
     """Sends numbered frames, and sound if asked for, to a sink at 25 frames a second."""
 

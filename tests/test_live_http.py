@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hls_server import SIZE_WH, HlsServer, hls_server, write_segments
 from live_reading import AT_ONCE_S, QUICK, SECRETS, Reading, url_source
-from live_sink_cases import until
+from live_sink_cases import is_bound, until
 from rtsp_server import FPS, free_port, number_of
 
 from keyface.pipeline.live.audio import AUDIO_RATE_HZ
@@ -130,12 +130,6 @@ def test_sound_of_hls_fits_its_pictures(server: HlsServer) -> None:
         assert min(abs(tone_s - at_s) for at_s in shown_s) < 0.15
 
 
-def is_listening(port: int) -> bool:
-    """Whether a server of this machine waits at the port, without a connection, of which it would take only one."""
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
-    return any(int(row[1].split(":")[1], 16) == port and row[3] == "0A" for row in rows)
-
-
 def test_rtmp_with_sound(folder: Path) -> None:
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
@@ -150,7 +144,7 @@ def test_rtmp_with_sound(folder: Path) -> None:
         servers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
     serve()
-    assert until(lambda: is_listening(port))
+    assert until(lambda: is_bound(port))
     source = url_source(url, replace(CALM, with_audio=True))
     assert source.audio is not None
     reader = source.audio.reader()

@@ -21,7 +21,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, push, rtmp, until
+from live_sink_cases import PUSH_SIZE_WH, SECRETS, Pacer, Receiver, free_port, is_bound, push, rtmp, until
 from rtsp_server import N_FRAMES, SYSTEM_PYTHON, need_server, number_of
 
 from keyface.configs.errors import SinkError, UsageError
@@ -218,8 +218,9 @@ def test_srt_arrives(tmp_path: Path) -> None:
             [program, "-q", f"srt://127.0.0.1:{port}?mode=listener", "file://con"],
             stdout=file, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-    sink = push(f"srt://127.0.0.1:{port}")
+    sink = push(f"srt://127.0.0.1:{port}", open_timeout_s=30.0)
     try:
+        assert until(lambda: is_bound(port, "udp"))
         pacer = Pacer(sink, with_sound=True)
         assert pacer.run(lambda: sum(pacer.results) > 75)
         sink.close()
