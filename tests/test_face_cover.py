@@ -233,7 +233,14 @@ def test_the_share_that_the_guard_was_fitted_on() -> None:
 
 
 # Generated people, by the seed of their code: what one sees in their pictures.
-COVERED = {2: "curls and a hand", 16: "a fringe", 35: "a fringe to the eyes", 42: "hair beside an eye"}
+COVERED = {
+    2: "curls and a hand",
+    16: "a fringe",
+    17: "fair waves down to an eye",
+    27: "thin strands over the forehead",
+    35: "a fringe to the eyes",
+    42: "hair beside an eye",
+}
 FREE = {
     1: "a beard",
     3: "old, with a beard",
