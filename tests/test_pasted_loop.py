@@ -183,7 +183,7 @@ def test_losses_fall_through_the_loop_and_go_on_where_they_were(tmp_path: Path) 
     assert after < 0.85 * before
 
 
-def test_the_best_weights_are_kept_and_put_back(tmp_path: Path) -> None:
+def test_the_mean_weights_that_were_best_are_kept_and_put_back(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     best = KeepBest(
         model,
@@ -193,13 +193,16 @@ def test_the_best_weights_are_kept_and_put_back(tmp_path: Path) -> None:
         every=5,
     )
     assert best.restore() is None
-    for step in range(21):
+    for step in range(26):
         with torch.no_grad():
             model.weight.fill_(step / 5)
         best.look(step)
-    assert best.restore() == 10 and model.weight.item() == 2.0
+        assert model.weight.item() == pytest.approx(step / 5)  # the training goes on from its own weights
+    assert best.restore() == 15 and model.weight.item() == pytest.approx((1 + 2 + 3) / 3)
     with (tmp_path / "p.judged.csv").open(newline="") as file:
-        assert [float(row["step"]) for row in csv.DictReader(file)] == [0, 5, 10, 15, 20]
+        rows = list(csv.DictReader(file))
+    assert [int(float(row["step"])) for row in rows] == [0, 5, 10, 15, 20, 25]
+    assert [float(row["score"]) for row in rows] == pytest.approx([-4, -1, -0.25, 0, -1, -4], abs=1e-5)
 
 
 def test_a_projector_is_read_back_with_another_radius_and_refused_in_another_size(tmp_path: Path) -> None:
