@@ -234,20 +234,21 @@ def test_the_share_that_the_guard_was_fitted_on() -> None:
 
 # Generated people, by the seed of their code: what one sees in their pictures.
 COVERED = {
-    2: "curls and a hand",
-    16: "a fringe",
-    17: "fair waves down to an eye",
-    27: "thin strands over the forehead",
+    2: "curls over the face",
+    16: "strands over the forehead",
+    17: "waves beside the eyes",
+    32: "a fringe and a hand",
     35: "a fringe to the eyes",
     42: "hair beside an eye",
+    61: "hair and a hand at the chin",
 }
 FREE = {
-    1: "a beard",
-    3: "old, with a beard",
-    14: "dark skin",
+    1: "a short beard",
+    3: "a beard",
+    14: "brown skin",
+    24: "stubble",
     28: "nothing",
-    53: "a beard",
-    58: "dark, shaded",
+    49: "dark, shaded",
 }
 
 

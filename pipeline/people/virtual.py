@@ -40,7 +40,7 @@ F64 = npt.NDArray[np.float64]
 N_CODE = 128  # principal axes of w
 _GUARD_ROUNDS = 12
 TRUNCATION = 0.75  # psi: nearer the mean face means fewer flaws and less variety
-ROTATION_PURPOSE = "identity-rotation/v2"
+ROTATION_PURPOSE = "identity-rotation/v3"
 N_NEAR, NEAR = 5, 0.75  # candidates near the first one, and the cosine of their codes with its code
 _SECOND_MATRIX = 1 << 31  # added to the candidate number, for a projector with a fold
 
