@@ -238,9 +238,9 @@ COVERED = {
     16: "strands over the forehead",
     17: "waves beside the eyes",
     32: "a fringe and a hand",
-    35: "a fringe to the eyes",
     42: "hair beside an eye",
     61: "hair and a hand at the chin",
+    88: "a fringe over the forehead",
 }
 FREE = {
     1: "a short beard",
