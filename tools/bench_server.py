@@ -17,7 +17,7 @@ from keyface.configs.errors import UsageError
 SERVER_DROPS = ("kill", "freeze", "garbage")
 """What can be done to any server, as kinds for `DropRun`."""
 
-_LONGEST_START_S = 20.0
+_LONGEST_START_S = 60.0
 _ASK_EVERY_S = 0.02
 
 # Takes every connection and answers with random bytes.
@@ -123,7 +123,7 @@ class ServerCommand:
     def _answers(self) -> bool:
         request = f"OPTIONS rtsp://{self._host}:{self._port}/ RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode()
         try:
-            with socket.create_connection((self._host, self._port), timeout=0.5) as connection:
+            with socket.create_connection((self._host, self._port), timeout=2.0) as connection:
                 connection.sendall(request)
                 return connection.recv(64).startswith(b"RTSP/1.")
         except OSError:
