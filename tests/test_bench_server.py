@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from keyface.configs.errors import UsageError
 from keyface.tools import bench_server
 from keyface.tools.bench_server import SERVER_DROPS, ServerCommand
 
+CALM = replace(QUICK, open_timeout_s=8.0, silence_s=4.0)
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -46,7 +48,7 @@ def test_a_server_fails_in_every_way_and_returns(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip", (320, 240))
     command = [SYSTEM_PYTHON, str(SERVER), "--port", str(port), "--clip", str(clip)]
     url = f"rtsp://127.0.0.1:{port}/hidden-path"
-    with ServerCommand(command, url) as server, Reading(url_source(url, QUICK)) as reading:
+    with ServerCommand(command, url) as server, Reading(url_source(url, CALM)) as reading:
         for how in SERVER_DROPS:
             reading.wait_for_more(5)
             n = reading.source.status.reconnects

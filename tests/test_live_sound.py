@@ -142,6 +142,13 @@ def heard_by(receiver: Receiver) -> Heard:
     return Heard(beeps_of(sounds), frames)
 
 
+def has_heard(receiver: Receiver, *, n_beeps: int, n_frames: int) -> bool:
+    if not receiver.entries("audio"):
+        return False
+    heard = heard_by(receiver)
+    return len(heard.beeps_s) >= n_beeps and len(heard.frames) >= n_frames
+
+
 def assert_in_step(heard: Heard, at_least: int) -> None:
     """Frames that were left out do not matter: each one that is there says by its number when it was filmed."""
     delays_s = [time_s - number / 25 for time_s, number, _ in heard.frames]
@@ -179,13 +186,13 @@ def late_parts() -> Any:
 
 def test_beeps_meet_their_flashes_in_recordings_and_at_a_receiver(tmp_path: Path) -> None:
     """Real codecs, a chain that is slow and uneven, and three outputs at once."""
-    clip = beep_and_flash(tmp_path / "clip.mp4", 6)
+    clip = beep_and_flash(tmp_path / "clip.mp4", 9)
     assert_in_step(heard_in(clip), at_least=5)
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     targets = [str(tmp_path / "a.mp4"), str(tmp_path / "b.m3u8"), url]
     with Receiver(url, "mpegts", tmp_path) as receiver:
         report, ending = run_live(live_file(clip), [make_sink(text) for text in targets], late_parts())
-        assert until(lambda: receiver.entries("audio") and len(heard_by(receiver).beeps_s) >= 2)
+        assert until(lambda: has_heard(receiver, n_beeps=2, n_frames=20))
     assert ending == "source_ended" and report.age.p50_ms > 20
     assert_in_step(heard_in(tmp_path / "a.mp4"), at_least=4)
     assert_in_step(heard_in(tmp_path / "b.m3u8"), at_least=4)
@@ -194,19 +201,19 @@ def test_beeps_meet_their_flashes_in_recordings_and_at_a_receiver(tmp_path: Path
 
 
 def test_a_pause_mutes_what_is_recorded(tmp_path: Path) -> None:
-    clip = beep_and_flash(tmp_path / "clip.mp4", 7)
+    clip = beep_and_flash(tmp_path / "clip.mp4", 9)
     controls = LiveControls()
 
     def steer(report: Any) -> None:
-        controls.mode = "slate" if 1.4 < report.stream_s < 4.4 else "live"
+        controls.mode = "slate" if 2.4 < report.stream_s < 5.4 else "live"
 
     sink = make_sink(str(tmp_path / "a.mp4"))
     run_live(live_file(clip), [sink], fake_parts(BOX), on_tick=steer, controls=controls)
     beeps_s = heard_in(tmp_path / "a.mp4").beeps_s
-    # Those of seconds 3 and 4 are gone; with a second on both sides, in which a busy machine may begin and end it.
-    assert not [beep_s for beep_s in beeps_s if 2.85 < beep_s < 4.3]
-    assert [beep_s for beep_s in beeps_s if 0.9 < beep_s < 1.1]
-    assert [beep_s for beep_s in beeps_s if 5.9 < beep_s < 6.1]
+    # Those of seconds 4 and 5 are gone; with a second on both sides, in which a busy machine may begin and end it.
+    assert not [beep_s for beep_s in beeps_s if 3.85 < beep_s < 5.3]
+    assert [beep_s for beep_s in beeps_s if 0.9 < beep_s < 2.2]
+    assert [beep_s for beep_s in beeps_s if 5.9 < beep_s < 8.2]
 
 
 def test_without_being_asked_for_there_is_no_sound(tmp_path: Path) -> None:

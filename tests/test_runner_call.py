@@ -115,8 +115,8 @@ def test_this_libav_can_be_interrupted() -> None:
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
 def test_a_wait_ends_when_it_is_to(mute: int, scheme: str) -> None:
     is_wanted = threading.Event()
-    threading.Timer(0.3, is_wanted.set).start()
     began_s = time.monotonic()
+    threading.Timer(0.3, is_wanted.set).start()
     with pytest.raises((av.FFmpegError, OSError)), interruptible(is_wanted):
         av.open(f"{scheme}://127.0.0.1:{mute}/a/b", timeout=(30, 30))
     assert 0.2 < time.monotonic() - began_s < 5
