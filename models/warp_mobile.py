@@ -140,7 +140,8 @@ class Spread(nn.Module):
         values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1), torch.ones_like(norm)], 2)
         if share is not None:
             values = values * share[:, self.index, None]
-        summed = (weight @ values).transpose(1, 2).reshape(d.shape[0], -1, self.side, self.side)
+        n = self.vectors.shape[1] + 3
+        summed = (weight @ values).transpose(1, 2).reshape(d.shape[0], n, self.side, self.side)
         total = summed[:, -1:]
         spread = summed[:, :-1] / total
         # 1 at a landmark, a half at about twice the width from one that stands alone
