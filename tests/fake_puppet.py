@@ -150,7 +150,8 @@ class Likeness:
     def embed(self, image_rgb: np.ndarray, points_5: np.ndarray) -> np.ndarray:
         is_driver = not image_rgb.any()
         self.seen.append("driver" if is_driver else "alone" if len(image_rgb) == SIDE else "pasted")
-        cosine = 1.0 if is_driver else self.similarity()[self.world.candidates[-1]]
+        told, number = self.similarity(), self.world.candidates[-1] if self.world.candidates else 0
+        cosine = 1.0 if is_driver else told[number] if number < len(told) else 0.9  # nobody further suits
         out = np.zeros(128, np.float32)
         out[:2] = cosine, np.sqrt(1 - cosine**2)
         return out

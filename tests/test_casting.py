@@ -11,6 +11,7 @@ from fake_warp import WarpWorld
 
 from keyface.pipeline.face import Face
 from keyface.pipeline.people.book import Pin
+from keyface.pipeline.reenact.casting import CastingOptions
 from keyface.pipeline.reenact.face_cover import FaceCover
 from keyface.pipeline.reenact.reenactor import Pace, Reenactor
 
@@ -127,7 +128,7 @@ def test_a_live_picture_comes_to_the_same_choice(
 ) -> None:
     covers(4.0, 3.0, 2.0, 1.5, *(5.0,) * 8)
     reenactor = make_live()
-    for index in range(100):
+    for index in range(8 * CastingOptions().max_candidates):
         world.asked.clear()
         out = reenactor.process(item(face, index=index))
         if out.virtual:

@@ -64,10 +64,11 @@ def test_a_search_takes_one_rendering_a_frame_and_ends_as_in_a_file(
 def test_a_search_in_vain_leaves_a_mosaic(
     make: Callable[..., Reenactor], face: Callable[..., Face], world: World
 ) -> None:
-    world.similarity = (0.9,) * 12
+    n_candidates = ReenactOptions().casting.max_candidates
+    world.similarity = (0.9,) * n_candidates
     reenactor = make()
     reenactor.pace = LIVE
-    seen = [reasons(reenactor.process(item(face(), index=index))) for index in range(60)]
+    seen = [reasons(reenactor.process(item(face(), index=index))) for index in range(6 * n_candidates)]
     assert ["choosing"] in seen and seen[-1] == ["too_alike"] and [] not in seen
 
 

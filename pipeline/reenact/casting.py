@@ -1,6 +1,6 @@
 """Casting: who stands in for a person. The candidates of the key are tried in a fixed order.
 
-One trial takes four looks at a rendered face, and up to twelve candidates are tried, so a search may last a second.
+One trial takes four looks at a rendered face, and up to twenty candidates are tried, so a search may last two seconds.
 It can therefore be paused after every rendering: a file runs it through in one frame; a live picture goes on
 meanwhile, with a mosaic over that face or with the virtual face of the key before.
 """
@@ -45,7 +45,7 @@ class CastingOptions:
 
     wanted_likeness: float = 0.8
     max_likeness: float = 2.6
-    max_candidates: int = 12
+    max_candidates: int = 20
     max_cover: float = 1.0
 
 
