@@ -1,7 +1,7 @@
 """Casting: who stands in for a person. The candidates of the key are tried in a fixed order.
 
-One trial takes four looks at a rendered face, and up to twenty candidates are tried, so a search may last two seconds.
-It can therefore be paused after every rendering: a file runs it through in one frame; a live picture goes on
+One trial takes four looks at a rendered face, and up to twenty candidates are tried, so a search may last two
+seconds. It can therefore be paused after every rendering: a file runs it through in one frame; a live picture goes on
 meanwhile, with a mosaic over that face or with the virtual face of the key before.
 """
 
