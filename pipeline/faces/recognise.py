@@ -51,10 +51,6 @@ class Recogniser:
         vector = self._engine.run({self._form.input: data_nchw})[self._form.output].ravel()
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9), np.float32)
 
-    def warm_up(self) -> None:
-        """Runs the network once."""
-        self._engine.warm_up()
-
     def close(self) -> None:
         """Closes the engine."""
         self._engine.close()
