@@ -23,6 +23,7 @@ BackendName = Literal[
     "auto", "onnxruntime", "openvino", "litert", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"
 ]
 Precision = Literal["f32", "bf16", "f16"]
+EncoderName = Literal["software", "nvenc"]
 ReenactorName = Literal["latent", "warp"]
 ReenactorChoice = Literal["auto", "latent", "warp"]
 

@@ -67,7 +67,10 @@ def process_video(
         frames = FileSource(source, start_s=options.start_s, end_s=options.end_s)
         stack.callback(frames.close)
         info = frames.info
-        sink = Mp4Sink(output, info, crf=options.crf, audio_from=source, keep_metadata=options.keep_metadata)
+        sink = Mp4Sink(
+            output, info, crf=options.crf, audio_from=source, keep_metadata=options.keep_metadata,
+            encoder=options.encoder,
+        )  # fmt: skip
         stack.callback(sink.abort)  # does nothing after commit
         writer = None if comparison is None else ComparisonWriter(comparison, info)
         if writer is not None:

@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from keyface.configs.errors import UsageError
-from keyface.configs.schema import BackendName, ReenactorChoice, ReenactorName, load_preset, preset_names
+from keyface.configs.schema import (
+    BackendName,
+    EncoderName,
+    ReenactorChoice,
+    ReenactorName,
+    load_preset,
+    preset_names,
+)
 from keyface.engines.chain_network import uses_card
 from keyface.pipeline.choose import FacesChoice
 from keyface.pipeline.runner import OnFault
@@ -30,6 +37,7 @@ class ProcessOptions:
         start_s, end_s: part of a video that is kept, seconds; None: from the start, to the end.
         keep_metadata: keep title, place, device and the like; pictures and thumbnails are dropped anyway.
         crf: constant rate factor of H.264, 0 (lossless) to 51.
+        encoder: of videos: "software" (x264) or "nvenc", a graphics card's; see `media.encoder`.
         on_fault: "redact" mosaics a frame on which a stage fails, "stop" ends the file there.
         max_faults_in_a_row: more failures in a row end the file.
         stage_timeout_s: longest time for one frame in one stage.
@@ -49,6 +57,7 @@ class ProcessOptions:
     end_s: float | None = None
     keep_metadata: bool = False
     crf: int = 18
+    encoder: EncoderName = "software"
     on_fault: OnFault = "redact"
     max_faults_in_a_row: int = 30
     stage_timeout_s: float = 30.0
@@ -65,6 +74,7 @@ class ProcessOptions:
             ("--on-fault", self.on_fault, get_args(OnFault)),
             ("--backend", self.backend, get_args(BackendName)),
             ("--reenactor", self.reenactor, get_args(ReenactorChoice)),
+            ("--encoder", self.encoder, get_args(EncoderName)),
         ):
             if value not in legal:
                 raise UsageError(f"{name}: got {value!r}.", f"Legal: {', '.join(legal)}.")
@@ -104,6 +114,8 @@ class ProcessOptions:
         settings["reenactor"] = self.reenactor_used
         if settings["reenactor"] == "latent":  # what was made when there was no other one stays valid
             del settings["reenactor"]
+        if self.encoder == "software":
+            del settings["encoder"]
         for name in ("stage_timeout_s", "threads", "backend"):
             del settings[name]
         return settings

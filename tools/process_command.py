@@ -46,6 +46,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
+    from keyface.tools.encoder_option import add_encoder_option
+
     what = parser.add_argument_group("what is made")
     what.add_argument("--start", type=float, metavar="S", help="first second of a video to keep")
     what.add_argument("--end", type=float, metavar="S", help="second at which it ends")
@@ -65,6 +67,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="keep title, date, place and device of videos; pictures inside are dropped all the same",
     )  # fmt: skip
     what.add_argument("--crf", type=int, default=18, help="quality of H.264: 0 best to 51 (default: 18)")
+    add_encoder_option(what)
     what.add_argument("--force", action="store_true", help="replace existing outputs")
     what.add_argument(
         "--resume", action="store_true",
@@ -109,9 +112,11 @@ def run(args: argparse.Namespace) -> int:
     """Processes all inputs; a failed file of many does not stop the others. Returns the exit code of the
     first failure, else 0."""
     from keyface.pipeline.batch import plan_jobs
+    from keyface.pipeline.media.encoder import check_encoder
     from keyface.tools.book_options import open_book
 
     options = _options(args)
+    check_encoder(options.encoder)
     with ExitStack() as stack:
         key = load_key(args, stack)
         book = open_book(args, key, stack)
@@ -236,6 +241,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
         end_s=args.end,
         keep_metadata=args.keep_metadata,
         crf=args.crf,
+        encoder=args.encoder,
         on_fault=args.on_fault,
         stage_timeout_s=args.stage_timeout,
         generator_px=args.generator,

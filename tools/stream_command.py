@@ -178,12 +178,16 @@ def _sinks(
     from keyface.pipeline.live.keys import LiveKeys
     from keyface.pipeline.live.page import LivePage
     from keyface.pipeline.live.sink import make_sink
+    from keyface.pipeline.media.encoder import check_encoder
 
     texts = args.sinks or ["virtual"]
     pages = [text for text in texts if text == "page" or text.startswith("page:")]
     if len(pages) > 1:
         raise UsageError("--sink: the page is named twice.", "Name it once; several browsers may look at it.")
-    sinks = [make_sink(text, may_replace=args.force) for text in texts if text not in pages]
+    check_encoder(args.encoder)
+    sinks = [
+        make_sink(text, may_replace=args.force, encoder=args.encoder) for text in texts if text not in pages
+    ]
     for sink in sinks:
         if hasattr(sink, "keys"):
             sink.keys = LiveKeys(controls, rotate)

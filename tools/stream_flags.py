@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keyface.pipeline.live.keys import keys_text
 from keyface.tools.book_options import add_book_options
+from keyface.tools.encoder_option import add_encoder_option
 from keyface.tools.reenactor_option import add_reenactor_option
 
 _SWITCH = argparse.BooleanOptionalAction  # so that the command line can also take back what a file says
@@ -74,6 +75,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument("--duration", type=float, metavar="S", help="end after that much of the stream")
     what.add_argument("--loop", action=_SWITCH, default=False, help="begin a file again at its end")
+    add_encoder_option(what)
     what.add_argument("--force", action=_SWITCH, default=False, help="replace existing recordings")
     what.add_argument(
         "--audio", action=_SWITCH, default=False,

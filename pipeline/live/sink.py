@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from keyface.configs.errors import SinkError, UsageError
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import ImageRgb, SafeFrame
 from keyface.pipeline.live.audio import AudioPiece
 
@@ -75,27 +77,29 @@ class SoundSink(LiveSink, Protocol):
         ...
 
 
-def make_sink(text: str, *, may_replace: bool = False) -> LiveSink:
+def make_sink(text: str, *, may_replace: bool = False, encoder: EncoderName = "software") -> LiveSink:
     """The sink that a `--sink` names, checked as far as possible before anything is opened.
 
     Args:
         text: one of `LEGAL_SINKS`, but not the page, which is made with the controls. A URL is not repeated
             in any message.
         may_replace: an existing file is replaced.
+        encoder: of what encodes; see `media.encoder`.
 
     Raises:
         UsageError: no such kind of sink, or the file exists.
         SinkError: what it needs is missing.
     """
+    choices = _Choices(may_replace, encoder)
     for kind, make in _KINDS.items():
         if text == kind or text.startswith(f"{kind}:"):
-            return make(text.partition(":")[2], may_replace)
+            return make(text.partition(":")[2], choices)
     if "://" in text:
-        return _push(text, may_replace)
+        return _push(text, choices)
     make_file = _FILES.get(Path(text).suffix.lower())
     if make_file is None:
         raise UsageError(f"--sink: got {text!r}.", f"Legal: {LEGAL_SINKS}.")
-    return make_file(text, may_replace)
+    return make_file(text, choices)
 
 
 def checked_pixels(frame: SafeFrame, subject: str) -> ImageRgb:
@@ -128,37 +132,46 @@ class NullSink:
         """Nothing to keep."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """What `make_sink` was told besides the name."""
+
+    may_replace: bool
+    encoder: EncoderName
+
+
 # What a name stands for is loaded when it is asked for: a stream to a window needs no encoder.
 
 
-def _null(rest: str, may_replace: bool) -> LiveSink:
+def _null(rest: str, choices: _Choices) -> LiveSink:
     return NullSink()
 
 
-def _window(rest: str, may_replace: bool) -> LiveSink:
+def _window(rest: str, choices: _Choices) -> LiveSink:
     from keyface.pipeline.live.sink_window import WindowSink
 
     return WindowSink()
 
 
-def _virtual_camera(rest: str, may_replace: bool) -> LiveSink:
+def _virtual_camera(rest: str, choices: _Choices) -> LiveSink:
     from keyface.pipeline.live.sink_camera import VirtualCameraSink
 
     return VirtualCameraSink(rest or None)
 
 
-def _recording(text: str, may_replace: bool) -> LiveSink:
+def _recording(text: str, choices: _Choices) -> LiveSink:
+    from keyface.pipeline.live.sink_encode import LiveCoding
     from keyface.pipeline.live.sink_recording import RecordingSink
 
-    return RecordingSink(_new_file(text, may_replace))
+    return RecordingSink(_new_file(text, choices.may_replace), coding=LiveCoding(encoder=choices.encoder))
 
 
-def _from_environment(rest: str, may_replace: bool) -> LiveSink:
+def _from_environment(rest: str, choices: _Choices) -> LiveSink:
     text = os.environ.get(rest, "").strip()
     if not text:
         raise UsageError(f"--sink env: the variable {rest!r} is not set or empty.", "Put the URL into it.")
     try:
-        return make_sink(text, may_replace=may_replace)
+        return make_sink(text, may_replace=choices.may_replace, encoder=choices.encoder)
     except UsageError as error:
         if "://" in text:
             raise
@@ -166,7 +179,7 @@ def _from_environment(rest: str, may_replace: bool) -> LiveSink:
         raise UsageError(f"--sink env: the variable {rest!r} names no sink.", error.way_out) from None
 
 
-def _hls(rest: str, may_replace: bool) -> LiveSink:
+def _hls(rest: str, choices: _Choices) -> LiveSink:
     from keyface.pipeline.live.sink_hls import HlsSink
 
     seconds, _, name = rest.partition(":") if re.match(r"[\d.]+:", rest) else ("", "", rest)
@@ -178,14 +191,14 @@ def _hls(rest: str, may_replace: bool) -> LiveSink:
         keep_s = 0.0
     if keep_s is not None and not 1 <= keep_s <= 86_400:
         raise UsageError(f"--sink hls: got {seconds} s.", "Want 1 to 86400 s, or nothing to keep all.")
-    return HlsSink(_new_file(name, may_replace), keep_s=keep_s)
+    return HlsSink(_new_file(name, choices.may_replace), keep_s=keep_s, encoder=choices.encoder)
 
 
-def _push(text: str, may_replace: bool) -> LiveSink:
+def _push(text: str, choices: _Choices) -> LiveSink:
     from keyface.pipeline.live.sink_address import parse_push
     from keyface.pipeline.live.sink_push import PushSink
 
-    return PushSink(parse_push(text))
+    return PushSink(parse_push(text), encoder=choices.encoder)
 
 
 def _new_file(text: str, may_replace: bool) -> Path:
@@ -197,11 +210,11 @@ def _new_file(text: str, may_replace: bool) -> Path:
     return path
 
 
-_KINDS: dict[str, Callable[[str, bool], LiveSink]] = {
+_KINDS: dict[str, Callable[[str, _Choices], LiveSink]] = {
     "null": _null,
     "window": _window,
     "virtual": _virtual_camera,
     "hls": _hls,
     "env": _from_environment,
 }
-_FILES: dict[str, Callable[[str, bool], LiveSink]] = {".mp4": _recording, ".m3u8": _hls}
+_FILES: dict[str, Callable[[str, _Choices], LiveSink]] = {".mp4": _recording, ".m3u8": _hls}

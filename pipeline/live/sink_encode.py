@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import SinkError
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.live.audio import AUDIO_CHANNELS, AUDIO_RATE_HZ, AudioPiece
+from keyface.pipeline.media.encoder import add_picture, open_picture
 from keyface.pipeline.media.yuv import ColourTags, av_from_rgb
 
 TIME_BASE = Fraction(1, 90_000)
@@ -41,6 +43,7 @@ class LiveCoding:
         key_every_s: longest time between key frames, at which viewers can join and segments begin.
         is_immediate: every frame comes out at once, and the bit rate stays near `bit_rate`.
         bit_rate: upper limit of an immediate stream, bits a second.
+        encoder: see `media.encoder`; NVENC has no use for `preset`.
     """
 
     crf: int = 18
@@ -48,9 +51,10 @@ class LiveCoding:
     key_every_s: float = 2.0
     is_immediate: bool = False
     bit_rate: int = 0
+    encoder: EncoderName = "software"
 
     def options(self) -> dict[str, str]:
-        """For libx264. Without B-frames, so that the first frame is at time 0 in every container."""
+        """In x264's words. Without B-frames, so that the first frame is at time 0 in every container."""
         options = {"crf": str(self.crf), "preset": self.preset, "bf": "0", "forced-idr": "1"}
         if self.is_immediate:
             options["tune"] = "zerolatency"
@@ -70,6 +74,9 @@ class LiveTracks:
         fps: nominal.
         coding: of the picture.
         with_sound: adds an AAC track.
+
+    Raises:
+        SinkError: the encoder asked for cannot be had.
     """
 
     def __init__(
@@ -140,7 +147,7 @@ class LiveTracks:
     def _add_video(self, fps: float) -> Any:
         rate = Fraction(fps).limit_denominator(1001)
         options = self._coding.options() | {"g": str(max(1, round(fps * self._coding.key_every_s)))}
-        stream = self._container.add_stream("libx264", rate=rate, options=options)
+        stream = add_picture(self._container, self._coding.encoder, rate, options)
         stream.width, stream.height = (side + side % 2 for side in self._size_wh)
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -149,6 +156,7 @@ class LiveTracks:
         context.colorspace = _COLOUR.matrix_tag
         context.color_primaries = _COLOUR.primaries_tag
         context.color_trc = _COLOUR.transfer_tag
+        open_picture(context, self._coding.encoder)
         return stream
 
     def _mux_video(self, packets: list[Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.live.sink_encode import LiveCoding
 from keyface.pipeline.live.sink_recording import FileSink
@@ -34,11 +35,14 @@ class HlsSink(FileSink):
     Args:
         playlist: its name ends in ".m3u8"; segments "NAME-00000.ts" and so on lie beside it. Those of an
             earlier recording of that name are removed when this one begins.
+        encoder: see `media.encoder`.
         keep_s: only about the last seconds are kept, the rest is removed on the way; None: all.
     """
 
-    def __init__(self, playlist: Path, *, keep_s: float | None = None) -> None:
-        super().__init__(playlist, LiveCoding(key_every_s=SEGMENT_S))
+    def __init__(
+        self, playlist: Path, *, keep_s: float | None = None, encoder: EncoderName = "software"
+    ) -> None:
+        super().__init__(playlist, LiveCoding(key_every_s=SEGMENT_S, encoder=encoder))
         self._keep_s = keep_s
 
     def write(self, frame: SafeFrame) -> None:

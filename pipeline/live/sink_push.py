@@ -17,6 +17,7 @@ from typing import Any
 import av
 
 from keyface.configs.errors import SinkError
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.live.audio import AudioPiece
 from keyface.pipeline.live.sink import checked_pixels
@@ -57,6 +58,7 @@ class PushSink:
         open_timeout_s: longest wait for a connection.
         stall_s: longest wait for a receiver that does not take what was sent.
         first_pause_s, longest_pause_s: before the next try; the pause doubles each time in vain.
+        encoder: see `media.encoder`.
 
     Attributes:
         problem: why the receiver does not get the stream at the moment, one sentence; '' when it does.
@@ -76,6 +78,7 @@ class PushSink:
         stall_s: float = 5.0,
         first_pause_s: float = 0.25,
         longest_pause_s: float = 5.0,
+        encoder: EncoderName = "software",
     ) -> None:
         self.name = address.label
         self.wants_end = False
@@ -83,6 +86,7 @@ class PushSink:
         self.reconnects = 0
         self._address = address
         self._make_carrier = make_carrier(address)
+        self._encoder = encoder
         self._open_timeout_s, self._stall_s = open_timeout_s, stall_s
         self._first_pause_s, self._longest_pause_s = first_pause_s, longest_pause_s
         self._pause_s = first_pause_s
@@ -165,7 +169,9 @@ class PushSink:
             carrier.stream, "w", format=carrier.format, container_options={"flush_packets": "1"}
         )
         bit_rate = round(max(_LEAST_BIT_RATE, _BITS_PER_PIXEL * size_wh[0] * size_wh[1] * fps))
-        coding = LiveCoding(crf=23, key_every_s=1.0, is_immediate=True, bit_rate=bit_rate)
+        coding = LiveCoding(
+            crf=23, key_every_s=1.0, is_immediate=True, bit_rate=bit_rate, encoder=self._encoder
+        )
         self._tracks = LiveTracks(self._container, size_wh, fps, coding, with_sound=self._with_sound)
         return True
 

@@ -12,8 +12,10 @@ from typing import Any
 import av
 
 from keyface.configs.errors import KeyfaceError, SinkError
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import ImageRgb, SafeFrame
 from keyface.pipeline.media.capture import SourceInfo
+from keyface.pipeline.media.encoder import add_picture, open_picture
 from keyface.pipeline.media.partial import PartialFile, sink_error
 from keyface.pipeline.media.yuv import av_from_rgb
 
@@ -32,6 +34,7 @@ class Mp4File:
         info: of the source: rate, time base, colour, shape of pixels.
         size_wh: px of the pictures that will be written; odd sides are padded by one.
         crf, preset, threads: of x264.
+        encoder: see `media.encoder`; NVENC takes `crf` as its quality, and no preset.
         metadata: texts for the file.
 
     Raises:
@@ -47,6 +50,7 @@ class Mp4File:
         preset: str,
         threads: int | None,
         metadata: Mapping[str, str],
+        encoder: EncoderName = "software",
     ) -> None:
         if not 0 <= crf <= 51:
             raise SinkError(f"The quality (crf) is {crf}, want 0 to 51.")
@@ -69,7 +73,10 @@ class Mp4File:
                 container_options={"fflags": "+bitexact", "movflags": "+use_metadata_tags"},
             )
             self.container.metadata.update(metadata)
-            self._stream = self._add_video(crf, preset, threads)
+            self._stream = self._add_video(crf, preset, threads, encoder)
+        except SinkError:
+            self.abort()
+            raise
         except (av.FFmpegError, OSError, ValueError) as error:
             self._partial.abort()
             raise sink_error(path, error) from error
@@ -132,9 +139,9 @@ class Mp4File:
             self.container.close()
         self._partial.abort()
 
-    def _add_video(self, crf: int, preset: str, threads: int | None) -> Any:
+    def _add_video(self, crf: int, preset: str, threads: int | None, encoder: EncoderName) -> Any:
         rate = self._info.frame_rate.limit_denominator(65_535)
-        stream = self.container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset})
+        stream = add_picture(self.container, encoder, rate, {"crf": str(crf), "preset": preset})
         stream.width, stream.height = (side + side % 2 for side in self._size_wh)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = self._time_base
@@ -146,6 +153,7 @@ class Mp4File:
         stream.codec_context.color_trc = colour.transfer_tag
         if threads is not None:
             stream.codec_context.thread_count = threads
+        open_picture(stream.codec_context, encoder)
         return stream
 
     def _length_of_last(self, time_s: Fraction) -> Fraction:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from keyface.configs.errors import SinkError
+from keyface.configs.schema import EncoderName
 from keyface.pipeline.frame import Frame, ImageRgb, SafeFrame
 from keyface.pipeline.media.audio import AudioFeed
 from keyface.pipeline.media.capture import SourceInfo
@@ -49,12 +50,14 @@ class Mp4Sink:
         keep_metadata: carry over the source's texts (title, date, place, device); never pictures.
         start_s, end_s: span of the source, in seconds from its first frame; by default that of `info`.
         threads: of the encoder; None: x264's choice.
+        encoder: "nvenc": a graphics card's, with `crf` as its quality.
 
     Attributes:
         notes: sentences on what was changed or left out.
 
     Raises:
-        SinkError: the folder is missing or may not be written, or `path` is the source itself.
+        SinkError: the folder is missing or may not be written, `path` is the source itself, or the encoder
+            cannot be had.
         SourceError: `audio_from` cannot be read.
     """
 
@@ -70,6 +73,7 @@ class Mp4Sink:
         start_s: float | None = None,
         end_s: float | None = None,
         threads: int | None = None,
+        encoder: EncoderName = "software",
     ) -> None:
         self.path = Path(path)
         self._info = info
@@ -82,7 +86,7 @@ class Mp4Sink:
         width, height = info.size_wh
         if width % 2 or height % 2:
             self.notes.append(f"The odd size {width}x{height} is padded to even sides.")
-        self._file = Mp4File(self.path, info, info.size_wh, crf, preset, threads, metadata)
+        self._file = Mp4File(self.path, info, info.size_wh, crf, preset, threads, metadata, encoder)
         try:
             self._audio = None if audio_from is None else AudioFeed(Path(audio_from), self._file.container)
         except BaseException:
