@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -17,14 +18,16 @@ from functools import cache
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
+from keyface.pipeline.faults.numbered import FPS, N_FRAMES, age_s, number_of, write_number
+
+__all__ = ["FPS", "N_FRAMES", "age_s", "number_of"]  # and what is defined here
+
 SERVER = Path(__file__).with_name("rtsp_server_process.py")
 SYSTEM_PYTHON = "/usr/bin/python3"
-N_BITS = 10
-FPS = 30
-N_FRAMES = 300  # a clip of 10 s, over and over
 CHECK = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
 
 
@@ -50,39 +53,10 @@ def numbered(number: int, size_wh: tuple[int, int]) -> np.ndarray:
     """A picture with its number in bars along the top, uint8 (H, W, 3)."""
     width, height = size_wh
     image = np.full((height, width, 3), 90, np.uint8)
-    bits = (number % N_FRAMES) | (_parity(number % N_FRAMES) << (N_BITS - 1))
-    for bit in range(N_BITS):
-        left, right = bit * width // N_BITS, (bit + 1) * width // N_BITS
-        image[: height // 4, left:right] = 230 if bits >> bit & 1 else 20
+    write_number(image, number)
     left = number * 7 % max(1, width - 20)
     image[height // 2 : height // 2 + 20, left : left + 20] = (200, 60, 60)
     return image
-
-
-def number_of(image_rgb: np.ndarray) -> int | None:
-    """What `numbered` wrote, None when it cannot be read."""
-    height, width = image_rgb.shape[:2]
-    bits = 0
-    for bit in range(N_BITS):
-        middle = (2 * bit + 1) * width // (2 * N_BITS)
-        level = float(image_rgb[height // 16 : height // 6, middle - 3 : middle + 3].mean())
-        if 70 < level < 180:
-            return None
-        bits |= int(level > 125) << bit
-    number = bits & ((1 << (N_BITS - 1)) - 1)
-    return number if number < N_FRAMES and _parity(number) == bits >> (N_BITS - 1) else None
-
-
-def age_s(image_rgb: np.ndarray, now_s: float) -> float | None:
-    """How long ago the picture was sent, -1 to 9 s; None when its number cannot be read."""
-    number = number_of(image_rgb)
-    if number is None:
-        return None
-    return (now_s - number / FPS + 1.0) % (N_FRAMES / FPS) - 1.0
-
-
-def _parity(number: int) -> int:
-    return number.bit_count() & 1
 
 
 def write_clip(
@@ -265,12 +239,23 @@ def pictures_of(media: Path) -> Iterator[np.ndarray]:
             yield frame.to_ndarray(format="rgb24")
 
 
+def below_numbers(pictures: Iterable[np.ndarray], size_wh: tuple[int, int]) -> Iterator[np.ndarray]:
+    """N_FRAMES pictures of a size, over and over if there are fewer, under bars that number them."""
+    width, height = size_wh
+    shown = itertools.cycle(pictures)
+    for number in range(N_FRAMES):
+        image = np.full((height, width, 3), 90, np.uint8)
+        image[height // 4 :] = cv2.resize(next(shown), (width, height - height // 4))
+        write_number(image, number)
+        yield image
+
+
 def serve() -> None:
     """By hand: serves numbered frames until Ctrl-C; with --write VIDEO CLIP it makes a clip for the server's process
-    instead, 640x480 at 30 frames a second."""
+    instead, 640x480 at 30 frames a second, of the video's pictures below bars that number them."""
     if "--write" in sys.argv:
         media, clip = (Path(word) for word in sys.argv[sys.argv.index("--write") + 1 :][:2])
-        write_clip(clip, (640, 480), pictures=pictures_of(media))
+        write_clip(clip, (640, 480), pictures=below_numbers(pictures_of(media), (640, 480)))
         return
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rtsp_server import SERVER, SYSTEM_PYTHON, free_port, need_server, pictures_of, write_clip
+from rtsp_server import SERVER, SYSTEM_PYTHON, below_numbers, free_port, need_server, pictures_of, write_clip
 
 from keyface.configs.bench_stream_report import STREAM_SCHEMA, TARGETS, check_stream_bench, verdicts
 from keyface.configs.errors import UsageError
@@ -179,10 +179,12 @@ def test_drops_of_a_real_server_end_to_end(
     del models  # are there
     need_server()
     port, video = free_port(), bench_chain.make_sample_clip(tmp_path)
-    clip = write_clip(tmp_path / "clip", (320, 240), pictures=pictures_of(video))
+    pictures = below_numbers(pictures_of(video), (320, 240))
+    clip = write_clip(tmp_path / "clip", (320, 240), pictures=pictures)
     server = f"{SYSTEM_PYTHON} {SERVER} --port {port} --clip {clip}"
     words = ["--drops", "3", "--server", server, "--url", f"rtsp://127.0.0.1:{port}/hidden-path"]
-    assert main(["bench", "stream", "--parts", "none", *words, "--json"]) == 0
+    assert main(["bench", "stream", "--parts", "none", *words, "--numbered", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["drops"]
     assert told["drops"] == 3 and told["lost_for_good"] == 0
     assert 0 < told["back_s"]["max"] < 60
+    assert 0 < told["age_ms"]["p50"] < 9000 and told["age_growth_ms"]["max"] < 5000

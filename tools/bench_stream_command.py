@@ -51,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server", metavar="COMMAND", help="a program that serves --url; started and killed here"
     )
     live.add_argument("--url", help="what --server serves")
+    live.add_argument(
+        "--numbered", action="store_true",
+        help="its pictures carry their number as those of tests/rtsp_server.py do: their age is measured, too",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace, clips: Sequence[Path]) -> int:
@@ -105,7 +109,9 @@ def measure(
     if args.drops:
         _say(f"{args.drops} drops of a stream ...")
         parts_ = _parts(key_file, args)
-        drops = measure_drops(args.url, args.server, args.drops, parts_, seed=args.seed)
+        drops = measure_drops(
+            args.url, args.server, args.drops, parts_, seed=args.seed, is_numbered=args.numbered
+        )
     if args.faults:
         from keyface.tools.bench_stream_faults import count_leaks
 
@@ -211,7 +217,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         )
     if report["drops"]:
         d = report["drops"]
-        told.append(f"{d['drops']} drops: {d['lost_for_good']} lost for good, back after {d['back_s']}")
+        told.append(
+            f"{d['drops']} drops: {d['lost_for_good']} lost for good, back after {d['back_s']}, "
+            f"pictures older by {d['age_growth_ms']} ms than before"
+        )
     for v in report["verdicts"]:
         value = "-" if v["value"] is None else f"{v['value']:.3g}"
         told.append(f"{v['figure']:24s} {value:>8s}  {v['target']:16s} {v['outcome']}")
