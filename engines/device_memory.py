@@ -1,10 +1,10 @@
-"""Memory, streams and events of one graphics card, behind one small interface.
+"""Memory, streams, events and kernels of one graphics card, behind one small interface.
 
 Three implementations: `device_memory_cuda` (cuda-python), `device_memory_pycuda` (pycuda), and
 `device_memory_numpy`, which keeps the same contract in host memory and lets tests break it on purpose.
 
-Addresses, streams, events and graphs are plain integers, as the CUDA driver and TensorRT take them. All
-calls but `push` and `pop` want the card's context current on the calling thread: work inside
+Addresses, streams, events, modules, kernels and graphs are plain integers, as the CUDA driver and TensorRT
+take them. All calls but `push` and `pop` want the card's context current on the calling thread: work inside
 `with device.active():`. Copies and launches return at once; what they write may be read after
 `synchronise`, and what they read must not change before it.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from keyface.configs.errors import DeviceError
 
 DeviceLibrary = Literal["cuda-python", "pycuda"]
 Bytes = npt.NDArray[np.uint8]
+Sizes = tuple[int, int, int]
 
 INSTALL = "Install one: pip install 'keyface[gpu]'"
 MIN_CUDA = 12_000  # of the driver, as CUDA counts versions: 1000 major + 10 minor
@@ -145,6 +146,29 @@ class Device(ABC):
     @abstractmethod
     def elapsed_ms(self, first: int, second: int) -> float:
         """Milliseconds between two events that have happened."""
+
+    # -- kernels
+
+    @abstractmethod
+    def load_module(self, image: bytes) -> int:
+        """Loads compiled kernels; they stay until `close`."""
+
+    @abstractmethod
+    def kernel(self, module: int, name: str) -> int:
+        """A kernel of a module."""
+
+    @abstractmethod
+    def run_kernel(
+        self, kernel: int, grid: Sizes, block: Sizes, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """Queues a kernel.
+
+        Args:
+            kernel: of this very object.
+            grid, block: blocks and threads, x, y and z.
+            arguments: numpy scalars: uint64 for an address, a structured one for a structure by value. Structures
+                come last, since pycuda lays them where they are, unaligned. They may change after the call.
+        """
 
     # -- graphs; only where `has_graphs`
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from keyface.engines.device_memory import Bytes, Device, DeviceInfo
+from keyface.engines.device_memory import Bytes, Device, DeviceInfo, Sizes
 
 _NO_MEMORY = {"CUDA_ERROR_OUT_OF_MEMORY"}
 _LOST = {
@@ -66,6 +67,7 @@ class CudaDevice(Device):
         self._is_closed = False
         self._pinned: dict[int, int] = {}
         self._graphs: dict[int, Any] = {}
+        self._modules: list[Any] = []
 
     def _describe(self) -> DeviceInfo:
         attribute = self._driver.CUdevice_attribute
@@ -104,7 +106,16 @@ class CudaDevice(Device):
         """See `Device`."""
         if not self._is_closed:
             self._is_closed = True
-            self._call("cuDevicePrimaryCtxRelease", self._device)
+            try:
+                self._unload()
+            finally:
+                self._call("cuDevicePrimaryCtxRelease", self._device)
+
+    def _unload(self) -> None:
+        if self._modules:
+            with self.active():
+                while self._modules:
+                    self._call("cuModuleUnload", self._modules.pop())
 
     # -- memory
 
@@ -181,6 +192,29 @@ class CudaDevice(Device):
         """See `Device`."""
         events = self._driver.CUevent(first), self._driver.CUevent(second)
         return float(self._call("cuEventElapsedTime", *events)[0])
+
+    # -- kernels
+
+    def load_module(self, image: bytes) -> int:
+        """See `Device`."""
+        (module,) = self._call("cuModuleLoadData", image)
+        self._modules.append(module)
+        return int(module)
+
+    def kernel(self, module: int, name: str) -> int:
+        """See `Device`."""
+        return int(self._call("cuModuleGetFunction", self._driver.CUmodule(module), name.encode())[0])
+
+    def run_kernel(
+        self, kernel: int, grid: Sizes, block: Sizes, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """See `Device`."""
+        values = [np.asarray(argument) for argument in arguments]
+        addresses = np.array([value.ctypes.data for value in values], np.uint64)
+        self._call(
+            "cuLaunchKernel", self._driver.CUfunction(kernel), *grid, *block, 0, self._driver.CUstream(stream),
+            addresses.ctypes.data, 0,
+        )  # fmt: skip
 
     # -- graphs
 

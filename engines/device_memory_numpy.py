@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from keyface.engines.device_memory import Bytes, Device, DeviceInfo
+from keyface.engines.device_memory import Bytes, Device, DeviceInfo, Sizes
 
 Work = Callable[[], None]
 _ALIGNED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class HostKernel:
+    """A kernel as the host runs it.
+
+    Attributes:
+        argument_bytes: sizes of its arguments.
+        run: with grid, block and arguments; addresses are those of `NumpyDevice.allocate`.
+    """
+
+    argument_bytes: tuple[int, ...]
+    run: Callable[[Sizes, Sizes, Sequence[np.generic]], None]
 
 
 class NumpyDevice(Device):
@@ -28,9 +42,12 @@ class NumpyDevice(Device):
         memory_bytes: of the card; beyond it `allocate` fails as a card does.
         compute_capability: what it says it is.
         driver_cuda: what its driver says it is.
+        open_module: gives the kernels of a compiled module, by name.
 
     Attributes:
-        n_launches: graphs launched. n_copied: bytes copied in and out.
+        n_launches: graphs launched. n_kernels: kernels queued. n_copied: bytes copied in and out.
+        copies: (direction, bytes) of each copy done, "in" or "out".
+        kernels: those asked for, by number.
     """
 
     library = "numpy"
@@ -42,9 +59,14 @@ class NumpyDevice(Device):
         memory_bytes: int = 1 << 30,
         compute_capability: tuple[int, int] = (8, 9),
         driver_cuda: int = 13_000,
+        open_module: Callable[[bytes], Mapping[str, HostKernel]] | None = None,
     ) -> None:
         self.info = DeviceInfo("numpy stand-in", compute_capability, memory_bytes, driver_cuda)
-        self.n_launches = self.n_copied = 0
+        self.n_launches = self.n_kernels = self.n_copied = 0
+        self.copies: list[tuple[str, int]] = []
+        self.kernels: dict[int, HostKernel] = {}
+        self._open_module = open_module
+        self._modules: dict[int, Mapping[str, HostKernel]] = {}
         self._depth = threading.local()
         self._memory: dict[int, tuple[Bytes, Bytes]] = {}
         self._pinned: dict[int, Bytes] = {}
@@ -153,16 +175,17 @@ class NumpyDevice(Device):
         """See `Device`."""
         source = _bytes_of(array)
         target = self.view(address, source.size)
-        self.enqueue(stream, lambda: self._copy(target, source))
+        self.enqueue(stream, lambda: self._copy(target, source, "in"))
 
     def copy_out(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
         """See `Device`."""
         target = _bytes_of(array)
         source = self.view(address, target.size)
-        self.enqueue(stream, lambda: self._copy(target, source))
+        self.enqueue(stream, lambda: self._copy(target, source, "out"))
 
-    def _copy(self, target: Bytes, source: Bytes) -> None:
+    def _copy(self, target: Bytes, source: Bytes, direction: str) -> None:
         target[:] = source
+        self.copies.append((direction, target.size))
         self.n_copied += target.size
 
     def memory(self) -> tuple[int, int]:
@@ -220,6 +243,34 @@ class NumpyDevice(Device):
         """See `Device`."""
         self._check()
         return self._events[second] - self._events[first]
+
+    # -- kernels
+
+    def load_module(self, image: bytes) -> int:
+        """See `Device`. Raises DeviceError without `open_module`."""
+        self._check()
+        if self._open_module is None:
+            raise DeviceError("this stand-in runs no kernels.")
+        number = self._number()
+        self._modules[number] = self._open_module(image)
+        return number
+
+    def kernel(self, module: int, name: str) -> int:
+        """See `Device`."""
+        self._check()
+        if name not in self._modules[module]:
+            raise DeviceError(f"there is no kernel {name!r} in this module.")
+        number = self._number()
+        self.kernels[number] = self._modules[module][name]
+        return number
+
+    def run_kernel(
+        self, kernel: int, grid: Sizes, block: Sizes, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """See `Device`."""
+        run, copied = self.kernels[kernel].run, [argument.copy() for argument in arguments]
+        self.enqueue(stream, lambda: run(grid, block, copied))
+        self.n_kernels += 1
 
     # -- graphs
 

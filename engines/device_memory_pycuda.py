@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from keyface.engines.device_memory import Bytes, Device, DeviceInfo
+from keyface.engines.device_memory import Bytes, Device, DeviceInfo, Sizes
 
 _NO_CARD = "Run on the CPU: --backend onnxruntime"
 
@@ -58,6 +58,8 @@ class PycudaDevice(Device):
         self._streams: dict[int, Any] = {}
         self._events: dict[int, Any] = {}
         self._pinned: dict[int, Bytes] = {}
+        self._modules: list[Any] = []
+        self._kernels: list[Any] = []
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -88,6 +90,8 @@ class PycudaDevice(Device):
     def close(self) -> None:
         """See `Device`."""
         if self._context is not None:
+            self._kernels.clear()
+            self._modules.clear()
             self._context.detach()
             self._context = None
 
@@ -171,3 +175,22 @@ class PycudaDevice(Device):
         """See `Device`."""
         with self._errors("time_till"):
             return float(self._events[first].time_till(self._events[second]))
+
+    def load_module(self, image: bytes) -> int:
+        """See `Device`."""
+        with self._errors("module_from_buffer"):
+            self._modules.append(self._driver.module_from_buffer(image))
+        return len(self._modules) - 1
+
+    def kernel(self, module: int, name: str) -> int:
+        """See `Device`."""
+        with self._errors("get_function"):
+            self._kernels.append(self._modules[module].get_function(name))
+        return len(self._kernels) - 1
+
+    def run_kernel(
+        self, kernel: int, grid: Sizes, block: Sizes, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """See `Device`."""
+        with self._errors("launch_kernel"):
+            self._kernels[kernel](*arguments, grid=grid, block=block, stream=self._streams[stream])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -52,6 +52,22 @@ class TensorSpec:
         return np.zeros([any_size if n is None else n for n in self.shape], np.dtype(self.dtype))
 
 
+@dataclass(frozen=True, slots=True)
+class MadeInputs:
+    """Inputs that are made where the network runs: on a card by kernels, or else in host memory.
+
+    Attributes:
+        shapes: of every input, float32.
+        on_card: queues what fills the inputs. Gets the engine's `device_memory.Device`, the address of each
+            input, and the stream on which the network will run. The frame's pixels it needs, it takes along.
+        on_host: the same values as arrays.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    on_card: Callable[[Any, Mapping[str, int], int], None]
+    on_host: Callable[[], Mapping[str, Array]]
+
+
 class Engine(Protocol):
     """One opened network. See the head of this file for ownership and threads."""
 
@@ -83,6 +99,10 @@ class Engine(Protocol):
             EngineError: a missing, unknown or ill-shaped input; an output of wrong shape or dtype, or
                 that is not finite; a fault of the back-end; a call from another thread or after close.
         """
+        ...
+
+    def run_made(self, made: MadeInputs) -> dict[str, Array]:
+        """As `run`, on inputs that an engine on a card makes there; all others run what `on_host` gives."""
         ...
 
     def close(self) -> None:
@@ -138,9 +158,15 @@ class CheckedEngine(ABC):
         self._check_outputs(outputs)
         return outputs
 
+    def run_made(self, made: MadeInputs) -> dict[str, Array]:
+        return self.run(made.on_host())
+
     def _guarded(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._translated(lambda: self._infer(inputs))
+
+    def _translated(self, work: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         try:
-            return self._infer(inputs)
+            return work()
         except EngineError:
             raise
         except Exception as error:  # a runtime's own errors have no common base
@@ -221,6 +247,9 @@ class ForwardingEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self._engine.run(inputs)
 
+    def run_made(self, made: MadeInputs) -> dict[str, Array]:
+        return self._engine.run_made(made)
+
     def close(self) -> None:
         self._engine.close()
 
@@ -234,6 +263,22 @@ class ForwardingEngine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def run_on_one(
+    engine: Engine,
+    name: str,
+    shape: tuple[int, ...],
+    on_host: Callable[[], Array],
+    on_card: Callable[[Any, Mapping[str, int], int], None] | None,
+) -> dict[str, Array]:
+    """Runs a network with one input, `name`, which `on_card` makes where there is such a thing, else `on_host`.
+
+    `MadeInputs` explains both.
+    """
+    if on_card is None:
+        return engine.run({name: on_host()})
+    return engine.run_made(MadeInputs({name: shape}, on_card, lambda: {name: on_host()}))
 
 
 def _count_not_finite(array: Array) -> int:

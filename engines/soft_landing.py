@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from keyface.configs.errors import DeviceLostError, DeviceMemoryError
-from keyface.engines.engine import Array, Engine, ForwardingEngine
+from keyface.engines.engine import Array, Engine, ForwardingEngine, MadeInputs
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,18 @@ class SoftLanding(ForwardingEngine):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As `Engine`."""
+        return self._landing(lambda engine: engine.run(inputs))
+
+    def run_made(self, made: MadeInputs) -> dict[str, Array]:
+        """As `Engine`. On the CPU the inputs are made in host memory."""
+        return self._landing(lambda engine: engine.run_made(made))
+
+    def _landing(self, work: Callable[[Engine], dict[str, Array]]) -> dict[str, Array]:
         try:
-            return self._engine.run(inputs)
+            return work(self._engine)
         except (DeviceLostError, DeviceMemoryError) as error:
             self._land(error)
-            return self._engine.run(inputs)
+            return work(self._engine)
 
     def _land(self, error: DeviceLostError | DeviceMemoryError) -> None:
         """Takes the CPU's engine in place of the card's; raises `error` where that is not wanted or not possible."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from keyface.configs.errors import DeviceError, DeviceLostError, DeviceMemoryError, EngineError
 from keyface.engines.device_memory import Bytes, Device
-from keyface.engines.engine import Array, CheckedEngine, TensorSpec
+from keyface.engines.engine import Array, CheckedEngine, MadeInputs, TensorSpec
 from keyface.engines.tensorrt_flavour import Flavour, Messages
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class TensorRtEngine(CheckedEngine):
 
     One upload and one download a tensor; copies and kernels are queued on a stream of its own, so engines on
     different threads overlap. Where TensorRT-RTX captures CUDA graphs itself it is told to; else the third
-    run of the same shapes is captured, copies and all, and replayed from then on, until the shapes change.
+    run of the same shapes is captured, with the copies of its outputs, and replayed from then on, until the
+    shapes change.
 
     A batch larger than memory takes is run in halves from then on, and `notes` says so.
 
@@ -179,10 +180,36 @@ class TensorRtEngine(CheckedEngine):
         self.notes.append(note)
         log.warning("%s", note)
 
+    def run_made(self, made: MadeInputs) -> dict[str, Array]:
+        """As `Engine`: the inputs are made in the card's memory, and only outputs are copied."""
+        self._check_thread()
+        self._check_made(made)
+        outputs = self._translated(lambda: self._infer_made(made))
+        self._check_outputs(outputs)
+        return outputs
+
+    def _check_made(self, made: MadeInputs) -> None:
+        for name, spec in self.inputs.items():
+            if name not in made.shapes:
+                raise EngineError(f"{self.name} inputs: {name!r} is not made.")
+            if spec.dtype != "float32":
+                raise EngineError(f"{self.name} input {name!r}: made as float32, want {spec.dtype}.")
+
+    def _infer_made(self, made: MadeInputs) -> dict[str, Array]:
+        with self._device.active():
+            binding = self._bind(dict(made.shapes))
+            made.on_card(self._device, {b.name: b.address for b in binding.inputs}, self._stream)
+            return self._compute(binding)
+
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         binding = self._bind({name: array.shape for name, array in inputs.items()})
         for buffer in binding.inputs:
             np.copyto(buffer.host, inputs[buffer.name])
+            self._device.copy_in(buffer.address, buffer.host, self._stream)
+        return self._compute(binding)
+
+    def _compute(self, binding: _Binding) -> dict[str, Array]:
+        """Runs on what lies in the input buffers, or will by then."""
         if binding.graph is None and self._captures and binding.n_runs >= _RUNS_BEFORE_CAPTURE:
             self._capture(binding)
         if binding.graph is not None:
@@ -195,8 +222,6 @@ class TensorRtEngine(CheckedEngine):
         return {buffer.name: np.array(buffer.host) for buffer in binding.outputs}
 
     def _enqueue(self, binding: _Binding) -> None:
-        for buffer in binding.inputs:
-            self._device.copy_in(buffer.address, buffer.host, self._stream)
         if not self._context.execute_async_v3(self._stream):
             raise self._failure(f"{self.name} failed on {self.backend}")
         for buffer in binding.outputs:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Self
 
 from keyface.configs.schema import load_preset
+from keyface.engines.card_frame import CardFrame
 from keyface.engines.chain_network import open_chain_network
 from keyface.engines.engine import Engine, ForwardingEngine
 from keyface.engines.store import ModelStore
@@ -91,11 +92,13 @@ def make_parts(
     analyse_options = analyse or AnalyseOptions()
     if is_still:
         analyse_options = AnalyseOptions(is_still=True, detect=DetectOptions(min_face_input_px=32))
+    card = CardFrame() if options.frames_on_card else None
     analyser = Analyser(
         analyse_options,
-        open_detector=lambda: YuNetDetector(network("yunet_dynamic"), analyse_options.detect),
-        open_landmarker=lambda: open_landmarker(network),
-        open_recogniser=recogniser,
+        open_detector=lambda: YuNetDetector(network("yunet_dynamic"), analyse_options.detect, card=card),
+        open_landmarker=lambda: open_landmarker(network, card),
+        open_recogniser=lambda: Recogniser(network("sface_fast"), card=card),
+        card=card,
     )
     if options.redact_only:
         return ChainParts(analyse=analyser, observer=None, reenact=None, paste=Paster())
@@ -127,9 +130,9 @@ def make_parts(
     )  # fmt: skip
 
 
-def open_landmarker(network: OpenNetwork) -> LiteRtLandmarker:
+def open_landmarker(network: OpenNetwork, card: CardFrame | None = None) -> LiteRtLandmarker:
     """The chain's landmarker."""
-    return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"))
+    return LiteRtLandmarker(network("face_mesh"), network("face_blendshapes"), card=card)
 
 
 def open_reenact_engines(network: OpenNetwork, options: ProcessOptions) -> ReenactEngines:

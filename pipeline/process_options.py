@@ -49,6 +49,7 @@ class ProcessOptions:
         preset: how networks are run: "default", or "exact" for the same pixels on every machine.
         backend: inference back-end for all networks, "auto": as the preset prefers.
         threads: of one network; 0: as configured.
+        frames_on_card: the analysis makes its networks' inputs on the card, see `engines.card_frame`; for TensorRT.
     """
 
     faces: FacesChoice = "all"
@@ -67,6 +68,7 @@ class ProcessOptions:
     preset: str = "default"
     backend: BackendName = "auto"
     threads: int = 0
+    frames_on_card: bool = False
 
     def __post_init__(self) -> None:
         for name, value, legal in (
@@ -86,6 +88,14 @@ class ProcessOptions:
             raise UsageError(
                 f"--reenactor warp: it moves pictures of {WARP_PX} px, and --generator asks for {self.generator_px}.",
                 "Leave one of them out.",
+            )
+        if self.frames_on_card and (
+            self.backend == "onnxruntime_cuda"
+            or not uses_card(self.backend, load_preset(self.preset).engines)
+        ):
+            raise UsageError(
+                "--frames-on-card: the networks of this run are not on a card through TensorRT.",
+                "Add --preset gpu, or leave it out.",
             )
         _check_range("--start", self.start_s, 0.0)
         _check_range("--end", self.end_s, 0.0)
@@ -114,6 +124,8 @@ class ProcessOptions:
         settings["reenactor"] = self.reenactor_used
         if settings["reenactor"] == "latent":  # what was made when there was no other one stays valid
             del settings["reenactor"]
+        if not self.frames_on_card:
+            del settings["frames_on_card"]
         if self.encoder == "software":
             del settings["encoder"]
         for name in ("stage_timeout_s", "threads", "backend"):

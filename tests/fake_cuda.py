@@ -36,7 +36,7 @@ class FakeCuda:
         n_cards: how many the driver sees.
     """
 
-    CUdeviceptr = CUstream = CUevent = int
+    CUdeviceptr = CUstream = CUevent = CUmodule = CUfunction = int
 
     class CUdevice_attribute(IntEnum):
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
@@ -49,7 +49,7 @@ class FakeCuda:
         self, card: NumpyDevice, *, init_status: Status = Status.CUDA_SUCCESS, n_cards: int = 1
     ) -> None:
         self.card, self.init_status, self.n_cards = card, init_status, n_cards
-        self.n_contexts = 0
+        self.n_contexts = self.n_modules = 0
         self._pinned: dict[int, Any] = {}
 
     def _try(self, work: Callable[[], Any]) -> tuple[Any, ...]:
@@ -149,6 +149,31 @@ class FakeCuda:
 
     def cuEventElapsedTime(self, first: int, second: int) -> tuple[Any, ...]:
         return self._try(lambda: self.card.elapsed_ms(first, second))
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
+        self.n_modules += 1
+        return self._try(lambda: self.card.load_module(image))
+
+    def cuModuleUnload(self, module: int) -> tuple[Any, ...]:
+        self.n_modules -= 1
+        return (Status.CUDA_SUCCESS,)
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any, ...]:
+        return self._try(lambda: self.card.kernel(module, name.decode()))
+
+    def cuLaunchKernel(
+        self, kernel: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared_bytes: int, stream: int,
+        addresses: int, extra: int,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        assert shared_bytes == extra == 0
+        sizes = self.card.kernels[kernel].argument_bytes
+        places = np.frombuffer((ctypes.c_uint64 * len(sizes)).from_address(addresses), np.uint64)
+        # The driver copies arguments before it returns.
+        values = [
+            np.frombuffer(array_at(int(place), size).tobytes(), f"V{size}")[0]
+            for place, size in zip(places, sizes, strict=True)
+        ]
+        return self._try(lambda: self.card.run_kernel(kernel, (gx, gy, gz), (bx, by, bz), values, stream))
 
     def cuStreamBeginCapture(self, stream: int, mode: IntEnum) -> tuple[Any, ...]:
         return self._try(lambda: self.card.begin_capture(stream))
@@ -266,6 +291,22 @@ class FakePycuda:
 
     def get_driver_version(self) -> int:
         return self.card.info.driver_cuda
+
+    def module_from_buffer(self, image: bytes) -> Any:
+        outer, number = self, self.run(lambda: self.card.load_module(image))
+
+        class Function:
+            def __init__(self, name: str) -> None:
+                self.kernel = outer.run(lambda: outer.card.kernel(number, name))
+
+            def __call__(self, *arguments: Any, grid: Any, block: Any, stream: Any) -> None:
+                assert all(isinstance(argument, (np.number, np.void)) for argument in arguments)
+                outer.run(lambda: outer.card.run_kernel(self.kernel, grid, block, arguments, stream.handle))
+
+        class Module:
+            get_function = staticmethod(Function)
+
+        return Module()
 
     def pagelocked_empty(self, n_bytes: int, dtype: Any) -> Any:
         return self.card.pinned(n_bytes)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, FakePycuda, Status
+from fake_cuda import FakeCuda, FakePycuda, Status, array_at
 
 from keyface.configs.errors import DeviceError, DeviceLostError, DeviceMemoryError
 from keyface.engines import device_memory
 from keyface.engines.device_memory import Device, device_libraries, open_device, version_text
 from keyface.engines.device_memory_cuda import CudaDevice
-from keyface.engines.device_memory_numpy import NumpyDevice
+from keyface.engines.device_memory_numpy import HostKernel, NumpyDevice
 from keyface.engines.device_memory_pycuda import PycudaDevice
 
 Make = Callable[[NumpyDevice], Device]
@@ -111,6 +111,50 @@ def test_events_order_streams_and_tell_time(make: Make) -> None:
         device.synchronise(two)
         assert target.tolist() == [9] * 4
         assert device.elapsed_ms(first, second) >= 0
+
+
+def test_kernels_run_on_their_stream_with_the_arguments_of_the_call(make: Make) -> None:
+    record = np.dtype([("first", "<i4"), ("factor", "<f4")])
+
+    def run(grid: Any, block: Any, arguments: Any) -> None:
+        address, given = (np.asarray(argument) for argument in arguments)
+        assert (grid, block) == ((2, 1, 1), (4, 1, 1))
+        fields = given.view(record)
+        where = int(address.view(np.uint64)) + int(fields["first"])
+        array_at(where, 1)[:] = round(float(fields["factor"]) * 10)
+
+    kernels = {"mark": HostKernel((8, record.itemsize), run)}
+    card = NumpyDevice(open_module=lambda image: kernels if image == b"code" else {})
+    device = make(card)
+    with device.active():
+        stream, address, taken = device.stream(), device.allocate(4), device.pinned(4)
+        kernel = device.kernel(device.load_module(b"code"), "mark")
+        given = np.zeros((), record)
+        given["first"], given["factor"] = 2, 0.7
+        taken[:] = 0
+        device.copy_in(address, taken, stream)
+        device.run_kernel(kernel, (2, 1, 1), (4, 1, 1), (np.uint64(address), given[()]), stream)
+        given["factor"] = 9.0  # too late
+        device.copy_out(taken, address, stream)
+        device.synchronise(stream)
+        assert taken.tolist() == [0, 0, 7, 0] and card.n_kernels == 1
+        with pytest.raises(DeviceError):
+            device.kernel(device.load_module(b"other"), "mark")
+        device.free(address)
+        device.free_pinned(taken)
+        device.free_stream(stream)
+    device.close()
+
+
+def test_modules_are_unloaded_with_the_device() -> None:
+    driver = FakeCuda(NumpyDevice(open_module=lambda image: {}))
+    device = CudaDevice(driver=driver)
+    with device.active():
+        device.load_module(b"a")
+        device.load_module(b"b")
+    assert driver.n_modules == 2
+    device.close()
+    assert (driver.n_modules, driver.n_contexts) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["numpy", "cuda-python"])

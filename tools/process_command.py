@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
-    from keyface.tools.encoder_option import add_encoder_option
+    from keyface.tools.card_options import add_encoder_option
 
     what = parser.add_argument_group("what is made")
     what.add_argument("--start", type=float, metavar="S", help="first second of a video to keep")
@@ -77,6 +77,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
+    from keyface.tools.card_options import add_frames_option
     from keyface.tools.reenactor_option import add_reenactor_option
 
     how = parser.add_argument_group("how it runs")
@@ -97,6 +98,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--preset", default="default", metavar="NAME",
         help="how networks are run: default, or exact for the same pixels on every machine, slower",
     )  # fmt: skip
+    add_frames_option(how)
     how.add_argument("--threads", type=int, default=0, help="threads of one network (default: as configured)")
     how.add_argument(
         "--on-fault", choices=("redact", "stop"), default="redact",
@@ -249,6 +251,7 @@ def _options(args: argparse.Namespace) -> ProcessOptions:
         preset=args.preset,
         backend=args.backend,
         threads=args.threads,
+        frames_on_card=args.frames_on_card,
     )
 
 

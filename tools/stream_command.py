@@ -236,7 +236,7 @@ def _parts(args: argparse.Namespace, key: Key | None, book: IdentityBook | None)
 
     networks = ProcessOptions(
         redact_only=args.redact_only, reenactor=args.reenactor, preset=args.preset, backend=args.backend,
-        threads=args.threads,
+        threads=args.threads, frames_on_card=args.frames_on_card,
     )  # fmt: skip
     store = ensure_models(networks, args.quiet or args.json, is_needed=True)
     analyse = live_analysis(args.detect_every)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keyface.pipeline.live.keys import keys_text
 from keyface.tools.book_options import add_book_options
-from keyface.tools.encoder_option import add_encoder_option
+from keyface.tools.card_options import add_encoder_option, add_frames_option
 from keyface.tools.reenactor_option import add_reenactor_option
 
 _SWITCH = argparse.BooleanOptionalAction  # so that the command line can also take back what a file says
@@ -109,6 +109,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="default: auto; the last three need a graphics card, see --preset gpu",
     )
     how.add_argument("--preset", default="default", metavar="NAME", help="how networks are run")
+    add_frames_option(how)
     how.add_argument("--threads", type=int, default=0, help="threads of one network (default: as configured)")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from keyface.engines.card_frame import Border, FaceCrop
 from keyface.pipeline.face import F32, AlignedFace, FaceMesh
 from keyface.pipeline.faces.geometry import (
     F64,
@@ -17,8 +18,6 @@ from keyface.pipeline.faces.geometry import (
     similarity_scale,
 )
 from keyface.pipeline.frame import ImageRgb
-
-Border = Literal["repeat", "mirror", "black"]
 
 _BORDERS: dict[Border, int] = {
     "repeat": cv2.BORDER_REPLICATE,
@@ -54,9 +53,13 @@ def align_ffhq_mesh(image_rgb: ImageRgb, mesh: FaceMesh, size: int = 256) -> Ali
 def align_arcface(image_rgb: ImageRgb, points_5: F32, size: int = 112) -> AlignedFace:
     """The crop that recognisers expect: least-squares similarity of five points (5, 2) px onto ArcFace's;
     beyond the border black."""
-    target = ARCFACE_112 * (size / 112.0)
-    frame_from_crop = fit_similarity(target, points_5)
+    frame_from_crop = arcface_frame_from_crop(points_5, size)
     return AlignedFace(cut_out(image_rgb, frame_from_crop, size, border="black"), frame_from_crop)
+
+
+def arcface_frame_from_crop(points_5: F32, size: int = 112) -> F32:
+    """(2, 3), of `align_arcface`."""
+    return fit_similarity(ARCFACE_112 * (size / 112.0), points_5)
 
 
 def cut_out(
@@ -79,29 +82,76 @@ def cut_out(
     Returns:
         uint8 (size, size, 3), C-contiguous, fresh.
     """
-    matrix = np.asarray(frame_from_crop, np.float64)
-    step = similarity_scale(matrix)
-    if step > max_step:
-        image_rgb, matrix = _shrink(image_rgb, matrix, size, max_step / step)
+    sampling = sampling_of(image_rgb.shape[:2], frame_from_crop, size, max_step)
+    x0, y0, x1, y1 = sampling.part_xyxy
+    source = image_rgb[y0:y1, x0:x1]
+    if sampling.small_wh != (x1 - x0, y1 - y0):
+        source = np.asarray(cv2.resize(source, sampling.small_wh, interpolation=cv2.INTER_AREA), np.uint8)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    crop = cv2.warpAffine(image_rgb, matrix, (size, size), flags=flags, borderMode=_BORDERS[border])
+    matrix = sampling.small_from_crop
+    crop = cv2.warpAffine(source, matrix, (size, size), flags=flags, borderMode=_BORDERS[border])
     return np.asarray(crop, np.uint8)
 
 
-def _shrink(image_rgb: ImageRgb, matrix: F64, size: int, factor: float) -> tuple[ImageRgb, F64]:
-    """Shrinks the part of the picture that the crop touches; the map then leads into the smaller one."""
-    height, width = image_rgb.shape[:2]
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a crop is made: a part of the picture is shrunk by averaging areas, and sampled bilinearly.
+
+    Attributes:
+        part_xyxy: px; the whole picture where nothing is shrunk.
+        small_wh: px that the part is shrunk to; its own size: not at all.
+        small_from_crop: (2, 3), leads from crop pixels into the shrunk part.
+    """
+
+    part_xyxy: tuple[int, int, int, int]
+    small_wh: tuple[int, int]
+    small_from_crop: F64
+
+
+def card_crop(
+    image_rgb: ImageRgb,
+    frame_from_crop: F32,
+    size: int,
+    *,
+    border: Border,
+    max_step: float = 1.4,
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    planes: bool = True,
+) -> FaceCrop:
+    """What `cut_out` makes of a picture, then (level - mean) / std, to be made on a card.
+
+    Args:
+        planes: True for (3, size, size), False for (size, size, 3).
+    """
+    sampling = sampling_of(image_rgb.shape[:2], frame_from_crop, size, max_step)
+    scale = tuple(1.0 / s for s in std)
+    shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
+    return FaceCrop(
+        part_xyxy=sampling.part_xyxy, small_wh=sampling.small_wh, small_from_crop=sampling.small_from_crop,
+        border=border, scale=(scale[0], scale[1], scale[2]), shift=(shift[0], shift[1], shift[2]), planes=planes,
+    )  # fmt: skip
+
+
+def sampling_of(image_hw: tuple[int, ...], frame_from_crop: F32, size: int, max_step: float) -> Sampling:
+    """How `cut_out`, which explains the arguments, samples a picture of this height and width."""
+    height, width = image_hw
+    matrix = np.asarray(frame_from_crop, np.float64)
+    whole = Sampling((0, 0, width, height), (width, height), matrix)
+    step = similarity_scale(matrix)
+    if not step > max_step:
+        return whole
+    factor = max_step / step
     corners = np.array([[0, 0, 1], [size, 0, 1], [0, size, 1], [size, size, 1]]) @ matrix.T
     margin = 2.0 / factor
     low = np.floor(corners.min(0) - margin).clip(0, [width, height]).astype(int)
     high = np.ceil(corners.max(0) + margin).clip(0, [width, height]).astype(int)
     if (high - low < 2).any():
-        return image_rgb, matrix
-    part = image_rgb[low[1] : high[1], low[0] : high[0]]
+        return whole
     size_wh = np.maximum(np.round((high - low) * factor), 1).astype(int)
-    small = cv2.resize(part, (int(size_wh[0]), int(size_wh[1])), interpolation=cv2.INTER_AREA)
     scale = size_wh / (high - low)
     # Pixel centres: small = (frame - low + 0.5) * scale - 0.5.
     into_small = scale[:, None] * matrix
     into_small[:, 2] += (0.5 - low) * scale - 0.5
-    return np.asarray(small, np.uint8), into_small
+    part = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+    return Sampling(part, (int(size_wh[0]), int(size_wh[1])), into_small)

@@ -16,6 +16,7 @@ import numpy as np
 
 from keyface.configs.errors import StageError, UsageError
 from keyface.configs.schema import EngineOptions
+from keyface.engines.card_frame import CardFrame
 from keyface.engines.engine import Engine
 from keyface.engines.open import open_engine
 from keyface.engines.store import ModelStore
@@ -94,6 +95,7 @@ class Analyser:
         open_detector, open_landmarker: called by `open`, on the stage's thread, which then owns the engines.
         open_recogniser: called when the first face is lost, to recognise it if it comes back; None: a face
             that comes back gets a new id.
+        card: on which the other parts make their inputs; opened before them and closed after them.
     """
 
     def __init__(
@@ -103,11 +105,13 @@ class Analyser:
         open_detector: Callable[[], Detector],
         open_landmarker: Callable[[], Landmarker],
         open_recogniser: Callable[[], Recogniser] | None = None,
+        card: CardFrame | None = None,
     ) -> None:
         self.options = options or AnalyseOptions()
         self._open_detector = open_detector
         self._open_landmarker = open_landmarker
         self._open_recogniser = open_recogniser
+        self._card = card
         self._detector: Detector | None = None
         self._landmarker: Landmarker | None = None
         self._recogniser: Recogniser | None = None
@@ -149,12 +153,14 @@ class Analyser:
     def open(self) -> None:
         """Opens the networks; a new source begins."""
         self._reset()
+        if self._card is not None:
+            self._card.open()
         self._detector = self._open_detector()
         self._landmarker = self._open_landmarker()
 
     def close(self) -> None:
         """Closes what is open; twice is allowed."""
-        for part in (self._detector, self._landmarker, self._recogniser):
+        for part in (self._detector, self._landmarker, self._recogniser, self._card):
             if part is not None:
                 part.close()
         self._detector = self._landmarker = self._recogniser = None

@@ -12,7 +12,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from keyface.engines.engine import Engine
+from keyface.engines.card_frame import CanvasLook, CardFrame
+from keyface.engines.engine import Engine, run_on_one
 from keyface.pipeline.face import F32, Detection
 from keyface.pipeline.faces.geometry import iou_matrix
 from keyface.pipeline.frame import ImageRgb
@@ -69,10 +70,13 @@ class YuNetDetector:
         engine: `yunet_dynamic`: input (1, 3, H, W) BGR 0..255 with H, W multiples of 32, and twelve
             outputs, (1, H/s * W/s, n) for each stride s of 8, 16, 32: cls, obj (n = 1), bbox (4), kps (10).
             Closed by `close`.
+        card: makes inputs on a card, for an engine there; None: in host memory.
     """
 
-    def __init__(self, engine: Engine, options: DetectOptions | None = None) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, options: DetectOptions | None = None, *, card: CardFrame | None = None
+    ) -> None:
+        self._engine, self._card = engine, card
         self.options = options or DetectOptions()
         self.input_scale = 1.0
 
@@ -85,9 +89,10 @@ class YuNetDetector:
         height, width = image_rgb.shape[:2]
         longer = max(height, width)
         size = self._input_size(longer)
-        rows = [self._look(image_rgb, size / longer, score)]
+        whole = (0, 0, width, height)
+        rows = [self._look(image_rgb, whole, size / longer, score)]
         if 0 < self.options.far_input_px < size / 1.5:
-            rows.append(self._look(image_rgb, self.options.far_input_px / longer, score))
+            rows.append(self._look(image_rgb, whole, self.options.far_input_px / longer, score))
         return self._to_detections(np.concatenate(rows))
 
     def detect_near(
@@ -102,8 +107,7 @@ class YuNetDetector:
         x1, y1 = (int(v) for v in np.clip(centre + 1.25 * side + 1, 0, [width, height]))
         if x1 - x0 < 4 or y1 - y0 < 4:
             return []
-        part = image_rgb[y0:y1, x0:x1]
-        rows = self._look(part, input_px / max(part.shape[:2]), min_score)
+        rows = self._look(image_rgb, (x0, y0, x1, y1), input_px / max(x1 - x0, y1 - y0), min_score)
         rows[:, :14] += np.tile(np.array([x0, y0], np.float32), 7)
         return self._to_detections(rows)
 
@@ -112,19 +116,24 @@ class YuNetDetector:
         wanted = longer * o.min_face_input_px / o.min_face_px * self.input_scale
         return round(float(np.clip(wanted, o.min_input_px, o.max_input_px)))
 
-    def _look(self, image_rgb: ImageRgb, scale: float, min_score: float) -> F32:
-        """One pass: (N, 15) box x0 y0 x1 y1, five points, score, in pixels of `image_rgb`."""
-        height, width = image_rgb.shape[:2]
-        w, h = max(1, round(width * scale)), max(1, round(height * scale))
-        # Averaging by areas is slow at odd ratios, and needed only where bilinear skips pixels.
-        method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
-        padded_h, padded_w = (-(-v // _MULTIPLE) * _MULTIPLE for v in (h, w))
-        canvas = np.zeros((padded_h, padded_w, 3), np.uint8)
-        cv2.resize(image_rgb, (w, h), dst=canvas[:h, :w], interpolation=method)
-        _brighten(canvas)
-        input_nchw = np.stack(cv2.split(canvas)[::-1]).astype(np.float32)[None]  # BGR
-        rows = _decode(self._engine.run({"input": input_nchw}), padded_w, min_score)
-        rows[:, :14] *= np.tile(np.array([width / w, height / h], np.float32), 7)
+    def _look(
+        self, image_rgb: ImageRgb, part_xyxy: tuple[int, int, int, int], scale: float, min_score: float
+    ) -> F32:
+        """One pass over a part: (N, 15) box x0 y0 x1 y1, five points, score, in pixels from the part's corner."""
+        x0, y0, x1, y1 = part_xyxy
+        w, h = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
+        padded_w, padded_h = (-(-v // _MULTIPLE) * _MULTIPLE for v in (w, h))
+        look = CanvasLook(
+            part_xyxy=part_xyxy, size_wh=(w, h), canvas_wh=(padded_w, padded_h),
+            # Averaging by areas is slow at odd ratios, and needed only where bilinear skips pixels.
+            by_area=scale < 0.5, dark=_DARK, lifted=_LIFTED, most_gain=_MAX_GAIN,
+        )  # fmt: skip
+        on_card = None if self._card is None else self._card.canvas(image_rgb, look)
+        outputs = run_on_one(
+            self._engine, "input", (1, 3, padded_h, padded_w), lambda: input_nchw(image_rgb, look), on_card
+        )
+        rows = _decode(outputs, padded_w, min_score)
+        rows[:, :14] *= np.tile(np.array([(x1 - x0) / w, (y1 - y0) / h], np.float32), 7)
         return rows
 
     def _to_detections(self, rows: F32) -> list[Detection]:
@@ -136,11 +145,21 @@ class YuNetDetector:
         self._engine.close()
 
 
-def _brighten(image_rgb: ImageRgb) -> None:
+def input_nchw(image_rgb: ImageRgb, look: CanvasLook) -> F32:
+    """(1, 3, H, W) float32 BGR levels: what a look at uint8 (h, w, 3) gives the network."""
+    (x0, y0, x1, y1), (w, h) = look.part_xyxy, look.size_wh
+    canvas = np.zeros((look.canvas_wh[1], look.canvas_wh[0], 3), np.uint8)
+    method = cv2.INTER_AREA if look.by_area else cv2.INTER_LINEAR
+    cv2.resize(image_rgb[y0:y1, x0:x1], (w, h), dst=canvas[:h, :w], interpolation=method)
+    _brighten(canvas, look)
+    return np.stack(cv2.split(canvas)[::-1]).astype(np.float32)[None]
+
+
+def _brighten(image_rgb: ImageRgb, look: CanvasLook) -> None:
     """Lifts a dark picture in place: the network was trained on daylight."""
     mean = sum(cv2.mean(image_rgb)[:3]) / 3
-    if mean < _DARK:
-        gain = min(_LIFTED / max(mean, 1.0), _MAX_GAIN)
+    if mean < look.dark:
+        gain = min(look.lifted / max(mean, 1.0), look.most_gain)
         cv2.convertScaleAbs(image_rgb, dst=image_rgb, alpha=gain)
 
 

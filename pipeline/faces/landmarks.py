@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from keyface.engines.engine import Engine
+from keyface.engines.card_frame import CardFrame
+from keyface.engines.engine import Engine, run_on_one
 from keyface.engines.open import open_engine
 from keyface.pipeline.face import F32, FaceMesh
-from keyface.pipeline.faces.align import cut_out
+from keyface.pipeline.faces.align import Border, card_crop, cut_out
 from keyface.pipeline.faces.geometry import (
     BOX_PER_MESH,
     BOX_RISE,
@@ -32,6 +33,10 @@ CROP_SIZE = 256
 N_POINTS = 478
 ROI_SCALE = 1.5
 _Point = npt.NDArray[np.floating[Any]]
+# As MediaPipe on a CPU: bilinear, the border repeated. A large face is shrunk by areas first.
+_BORDER: Border = "repeat"
+_MAX_STEP = 2.0
+_WHITE = (255.0, 255.0, 255.0)  # level of 1.0
 _EYE_CORNERS = (33, 263)  # outer corners, right and left
 
 # The landmarks that the blendshape network reads: kLandmarksSubsetIdxs in MediaPipe's
@@ -142,15 +147,23 @@ class LiteRtLandmarker:
         min_score: below it `detect` returns None.
         refine: look twice, the second time in the square that the first mesh gives, whenever there is no
             previous mesh: a detector's box fits less well than a mesh's.
+        card: makes crops on a card, for a mesh engine there; None: in host memory.
     """
 
     def __init__(
-        self, mesh_engine: Engine, blendshape_engine: Engine, *, min_score: float = 0.5, refine: bool = True
+        self,
+        mesh_engine: Engine,
+        blendshape_engine: Engine,
+        *,
+        min_score: float = 0.5,
+        refine: bool = True,
+        card: CardFrame | None = None,
     ) -> None:
         self._mesh_engine = mesh_engine
         self._blendshape_engine = blendshape_engine
         self._min_score = min_score
         self._refine = refine
+        self._card = card
 
     @classmethod
     def from_folder(cls, folder: Path, *, threads: int = 1, refine: bool = True) -> LiteRtLandmarker:
@@ -185,14 +198,24 @@ class LiteRtLandmarker:
 
     def _look(self, image_rgb: ImageRgb, roi: Roi) -> tuple[F32, float]:
         """Points (478, 3) px of the image and the presence score."""
-        # As MediaPipe on a CPU: bilinear, the border repeated. A large face is shrunk by areas first.
-        crop = cut_out(image_rgb, roi.frame_from_crop(), CROP_SIZE, border="repeat", max_step=2.0)
-        image_nhwc = (crop.astype(np.float32) / np.float32(255.0))[None]
-        out = self._mesh_engine.run({"input_12": image_nhwc})
+        matrix = roi.frame_from_crop()
+        on_card = None
+        if self._card is not None:
+            crop = card_crop(
+                image_rgb, matrix, CROP_SIZE, border=_BORDER, max_step=_MAX_STEP, std=_WHITE, planes=False
+            )
+            on_card = self._card.crops(image_rgb, [crop], CROP_SIZE)
+
+        def image_nhwc() -> F32:
+            crop_rgb = cut_out(image_rgb, matrix, CROP_SIZE, border=_BORDER, max_step=_MAX_STEP)
+            return (crop_rgb.astype(np.float32) / np.float32(255.0))[None]
+
+        shape = (1, CROP_SIZE, CROP_SIZE, 3)
+        out = run_on_one(self._mesh_engine, "input_12", shape, image_nhwc, on_card)
         raw = np.asarray(out["Identity"], np.float32).reshape(N_POINTS, 3)
         logit = float(np.asarray(out["Identity_1"]).ravel()[0])
         score = float(1.0 / (1.0 + np.exp(-np.clip(logit, -50.0, 50.0))))
-        xy = apply_affine(roi.frame_from_crop(), raw)
+        xy = apply_affine(matrix, raw)
         z = raw[:, 2:] * np.float32(roi.side_px / CROP_SIZE)
         return np.hstack([xy, z]).astype(np.float32), score
 
