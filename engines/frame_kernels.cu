@@ -162,3 +162,106 @@ extern "C" __global__ void read_canvas(const unsigned char* canvas, float* out,
     float gain = mean < look.dark ? fminf(look.lifted / fmaxf(mean, 1.0f), look.most_gain) : 1.0f;
     for (int c = 0; c < 3; c++) out[(2 - c) * n + at] = level(canvas[3 * at + c] * gain);
 }
+
+// -- pasting, see paste/blend.py and paste/sharpness.py
+
+// A crop bent over a region: `grid` holds crop pixels for the centres of `cells` by `cells` cells of the region, with
+// a rim of one cell more on every side.
+struct Bend {
+    int crop_size, cells;
+    int w, h;                    // of what is made
+    int cubic;                   // else bilinear
+};
+
+// What is pasted over a region of the frame.
+struct Paste {
+    int w, h;                    // of the region
+    int bent_w, bent_h;          // of the bent crop: the region's, or smaller and enlarged bicubically
+    int mask_w, mask_h;          // of the mask, enlarged bilinearly
+    int tile_size, tile_x, tile_y;  // of the noise, and where in it the region begins
+    float grain;                 // levels for each unit of the noise
+};
+
+// Weights of four neighbours for a share of the way from the second to the third; OpenCV's, with A = -0.75.
+static __device__ void cubic_weights(float way, float* weights) {
+    const float a = -0.75f;
+    float before = way + 1.0f, after = 1.0f - way;
+    weights[0] = ((a * before - 5.0f * a) * before + 8.0f * a) * before - 4.0f * a;
+    weights[1] = ((a + 2.0f) * way - (a + 3.0f)) * way * way + 1.0f;
+    weights[2] = ((a + 2.0f) * after - (a + 3.0f)) * after * after + 1.0f;
+    weights[3] = 1.0f - weights[0] - weights[1] - weights[2];
+}
+
+// A picture between its pixels, the border repeated: of 16 neighbours, or of 4.
+static __device__ void sampled(const unsigned char* image, int w, int h, float at_x, float at_y, int cubic,
+                               float* rgb) {
+    at_x = fminf(fmaxf(at_x, -1e6f), 1e6f);
+    at_y = fminf(fmaxf(at_y, -1e6f), 1e6f);
+    int left = (int)floorf(at_x), top = (int)floorf(at_y);
+    float across[4] = {0.0f, 1.0f - (at_x - left), at_x - left, 0.0f};
+    float down[4] = {0.0f, 1.0f - (at_y - top), at_y - top, 0.0f};
+    if (cubic) {
+        cubic_weights(at_x - left, across);
+        cubic_weights(at_y - top, down);
+    }
+    float sum[3] = {0.0f, 0.0f, 0.0f};
+    for (int i = cubic ? 0 : 1; i < (cubic ? 4 : 3); i++) {
+        const unsigned char* row = image + (size_t)clamped(top - 1 + i, 0, h - 1) * w * 3;
+        for (int j = cubic ? 0 : 1; j < (cubic ? 4 : 3); j++) {
+            const unsigned char* from = row + 3 * clamped(left - 1 + j, 0, w - 1);
+            for (int c = 0; c < 3; c++) sum[c] += down[i] * across[j] * from[c];
+        }
+    }
+    for (int c = 0; c < 3; c++) rgb[c] = level(sum[c]);
+}
+
+// The crop on the region's grid. One thread a pixel.
+extern "C" __global__ void bend_crop(const unsigned char* crop, const float* grid, unsigned char* bent,
+                                     struct Bend bend) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= bend.w || y >= bend.h) return;
+    int side = bend.cells + 2;
+    float cell_x = (x + 0.5f) * bend.cells / bend.w + 0.5f, cell_y = (y + 0.5f) * bend.cells / bend.h + 0.5f;
+    int left = clamped((int)cell_x, 0, side - 2), top = clamped((int)cell_y, 0, side - 2);
+    float fx = cell_x - left, fy = cell_y - top, at[2], rgb[3];
+    for (int i = 0; i < 2; i++) {
+        const float* from = grid + 2 * (top * side + left) + i;
+        float upper = from[0] + fx * (from[2] - from[0]);
+        float lower = from[2 * side] + fx * (from[2 * side + 2] - from[2 * side]);
+        at[i] = upper + fy * (lower - upper);
+    }
+    sampled(crop, bend.crop_size, bend.crop_size, at[0], at[1], bend.cubic, rgb);
+    for (int c = 0; c < 3; c++) bent[((size_t)y * bend.w + x) * 3 + c] = (unsigned char)rgb[c];
+}
+
+// The bent crop, with grain, over the region in place. One thread a pixel; where the mask is 0 no byte changes.
+extern "C" __global__ void paste_face(const unsigned char* bent, const float* mask, const short* tile,
+                                      unsigned char* region, struct Paste paste) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= paste.w || y >= paste.h) return;
+    float mask_x = fminf(fmaxf((x + 0.5f) * paste.mask_w / paste.w - 0.5f, 0.0f), paste.mask_w - 1.0f);
+    float mask_y = fminf(fmaxf((y + 0.5f) * paste.mask_h / paste.h - 0.5f, 0.0f), paste.mask_h - 1.0f);
+    int left = (int)mask_x, top = (int)mask_y;
+    int right = clamped(left + 1, 0, paste.mask_w - 1), bottom = clamped(top + 1, 0, paste.mask_h - 1);
+    const float* upper = mask + (size_t)top * paste.mask_w;
+    const float* lower = mask + (size_t)bottom * paste.mask_w;
+    float u = upper[left] + (mask_x - left) * (upper[right] - upper[left]);
+    float v = lower[left] + (mask_x - left) * (lower[right] - lower[left]);
+    float share = u + (mask_y - top) * (v - u), rgb[3];
+    if (share <= 0.0f) return;
+    if (paste.bent_w == paste.w && paste.bent_h == paste.h) {
+        for (int c = 0; c < 3; c++) rgb[c] = bent[((size_t)y * paste.w + x) * 3 + c];
+    } else {
+        float at_x = (x + 0.5f) * paste.bent_w / paste.w - 0.5f, at_y = (y + 0.5f) * paste.bent_h / paste.h - 0.5f;
+        sampled(bent, paste.bent_w, paste.bent_h, at_x, at_y, 1, rgb);
+    }
+    float noise = 0.0f;
+    if (paste.grain > 0.0f) {
+        int row = (y + paste.tile_y) % paste.tile_size, column = (x + paste.tile_x) % paste.tile_size;
+        noise = tile[row * paste.tile_size + column] * paste.grain;
+    }
+    unsigned char* to = region + ((size_t)y * paste.w + x) * 3;
+    for (int c = 0; c < 3; c++) {
+        to[c] = (unsigned char)level(to[c] * (1.0f - share) + level(rgb[c] + noise) * share);
+    }
+}

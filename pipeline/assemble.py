@@ -18,6 +18,7 @@ from keyface.pipeline.faces.analyse import AnalyseOptions, Analyser
 from keyface.pipeline.faces.detect import DetectOptions, YuNetDetector
 from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 from keyface.pipeline.faces.recognise import MOBILEFACENET, Recogniser
+from keyface.pipeline.paste.on_card import CardPut
 from keyface.pipeline.paste.paster import Paster
 from keyface.pipeline.people.book import IdentityBook
 from keyface.pipeline.people.identity import Identities, IdentityOptions
@@ -120,12 +121,15 @@ def make_parts(
         keypoints=load_keypoints(store, options),
     )
 
+    on_loss = load_preset(options.preset).engines.on_device_loss
+    put = CardPut(on_loss=on_loss) if options.frames_on_card else None
+
     def release() -> None:
         identities.teach_book()
         reenactor.release()
 
     return ChainParts(
-        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(), release=release,
+        analyse=analyser, observer=identities, reenact=reenactor, paste=Paster(card=put), release=release,
         reenactor=options.reenactor_used,
     )  # fmt: skip
 

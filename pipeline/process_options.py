@@ -49,7 +49,8 @@ class ProcessOptions:
         preset: how networks are run: "default", or "exact" for the same pixels on every machine.
         backend: inference back-end for all networks, "auto": as the preset prefers.
         threads: of one network; 0: as configured.
-        frames_on_card: the analysis makes its networks' inputs on the card, see `engines.card_frame`; for TensorRT.
+        frames_on_card: the analysis makes its networks' inputs on the card, and faces are blended into the frame
+            there, see `engines.card_frame` and `engines.card_paste`; for TensorRT.
     """
 
     faces: FacesChoice = "all"

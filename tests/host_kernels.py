@@ -22,7 +22,7 @@ from keyface.engines.device_memory_numpy import HostKernel, NumpyDevice
 
 SHIM = Path(__file__).with_name("cuda_on_cpu.cpp")
 KERNELS = Path(kernel_compile.__file__).with_name(kernel_compile.FRAME_KERNELS)
-NAMES = ("clear_sum", "fill_canvas", "read_canvas", "crop_faces")
+NAMES = ("clear_sum", "fill_canvas", "read_canvas", "crop_faces", "bend_crop", "paste_face")
 
 
 @functools.cache

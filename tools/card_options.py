@@ -18,6 +18,6 @@ def add_frames_option(group: argparse._ArgumentGroup) -> None:
     """Adds the option."""
     group.add_argument(
         "--frames-on-card", action=argparse.BooleanOptionalAction, default=False,
-        help="with TensorRT: upload each frame once, and resize it and cut faces out for detection, landmarks and "
-        "recognition on the card; off, since it has not been run on a card yet",
+        help="with TensorRT: resize frames and cut faces out for the networks on the card, each frame uploaded once, "
+        "and blend virtual faces into their part of the frame there; off, since it has not been run on a card yet",
     )  # fmt: skip

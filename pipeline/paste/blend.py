@@ -8,6 +8,7 @@ interpolation (inverse distance, Shepard 1968) on a coarse grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from keyface.pipeline.paste.place import (
     RIGHT_EYE,
     face_width,
 )
+from keyface.pipeline.paste.sharpness import add_grain
 
 F32 = npt.NDArray[np.float32]
 
@@ -93,15 +95,19 @@ def crop_map(region: Region, bend: Bend, frame_from_crop: F32) -> F32:
 
 def upscale_map(grid: F32, size_wh: tuple[int, int]) -> F32:
     """(n, n, 2) cell centres -> (h, w, 2) by linear interpolation, extrapolated at the rim."""
-    padded = cv2.copyMakeBorder(grid, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    padded[0], padded[-1] = 2 * padded[1] - padded[2], 2 * padded[-2] - padded[-3]
-    padded[:, 0], padded[:, -1] = 2 * padded[:, 1] - padded[:, 2], 2 * padded[:, -2] - padded[:, -3]
     (w, h), n = size_wh, grid.shape[0]
     # output pixel x sees cell coordinate (x + 0.5) n / w - 0.5, and the padding shifts cells by one
     matrix = np.array([[n / w, 0, 0.5 * n / w + 0.5], [0, n / h, 0.5 * n / h + 0.5]], np.float64)
-    return np.asarray(
-        cv2.warpAffine(padded, matrix, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32
-    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(with_rim(grid), matrix, (w, h), flags=flags), np.float32)
+
+
+def with_rim(grid: F32) -> F32:
+    """(n, n, 2) -> (n + 2, n + 2, 2): extrapolated by one cell on every side."""
+    padded = cv2.copyMakeBorder(grid, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    padded[0], padded[-1] = 2 * padded[1] - padded[2], 2 * padded[-2] - padded[-3]
+    padded[:, 0], padded[:, -1] = 2 * padded[:, 1] - padded[:, 2], 2 * padded[:, -2] - padded[:, -3]
+    return np.asarray(padded, np.float32)
 
 
 def resample(crop_rgb: ImageRgb, grid: F32, size_wh: tuple[int, int], *, scale: float = 1.0) -> ImageRgb:
@@ -112,12 +118,19 @@ def resample(crop_rgb: ImageRgb, grid: F32, size_wh: tuple[int, int], *, scale: 
         scale: frame pixels per crop pixel. A crop that is enlarged is bent at about its own resolution
             and scaled up afterwards, bicubically: the same picture at a third of the cost.
     """
+    bent_wh = bent_size(size_wh, scale)
+    if bent_wh == size_wh:
+        return _remap(crop_rgb, upscale_map(grid, size_wh), cv2.INTER_LINEAR)
+    small = _remap(crop_rgb, upscale_map(grid, bent_wh), cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(small, size_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def bent_size(size_wh: tuple[int, int], scale: float) -> tuple[int, int]:
+    """At which `resample` bends a crop for a region of `size_wh` px; smaller ones are enlarged afterwards."""
     step = max(1.0, scale / 1.3)
     if step < 1.2:
-        return _remap(crop_rgb, upscale_map(grid, size_wh), cv2.INTER_LINEAR)
-    small_wh = (max(4, round(size_wh[0] / step)), max(4, round(size_wh[1] / step)))
-    small = _remap(crop_rgb, upscale_map(grid, small_wh), cv2.INTER_CUBIC)
-    return np.asarray(cv2.resize(small, size_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
+        return size_wh
+    return max(4, round(size_wh[0] / step)), max(4, round(size_wh[1] / step))
 
 
 def _remap(crop_rgb: ImageRgb, at: F32, interpolation: int) -> ImageRgb:
@@ -136,3 +149,38 @@ def blend_into(image_rgb: ImageRgb, region: Region, virtual_rgb: ImageRgb, mask:
     height, width = target.shape[:2]
     full = mask if mask.shape == (height, width) else cv2.resize(mask, (width, height))
     target[:] = cv2.blendLinear(np.ascontiguousarray(target), virtual_rgb, 1.0 - full, full)
+
+
+@dataclass(frozen=True, slots=True)
+class Pasting:
+    """One face that is ready to be put over its region.
+
+    Attributes:
+        region: of the frame.
+        crop_rgb: uint8 (S, S, 3), lit, sharpened and painted.
+        grid: see `crop_map`.
+        scale: see `resample`.
+        mask: float32 on the work grid, [0, 1].
+        grain: see `sharpness.add_grain`.
+        grain_index: stands for the frame's index there.
+    """
+
+    region: Region
+    crop_rgb: ImageRgb
+    grid: F32
+    scale: float
+    mask: F32
+    grain: float
+    grain_index: int
+
+
+Put = Callable[[ImageRgb, Pasting], None]
+
+
+def put_on_host(image_rgb: ImageRgb, pasting: Pasting) -> None:
+    """Bends the crop, adds grain and blends it into uint8 (H, W, 3), in place."""
+    region = pasting.region
+    size_wh = (region.x1 - region.x0, region.y1 - region.y0)
+    pasted = resample(pasting.crop_rgb, pasting.grid, size_wh, scale=pasting.scale)
+    pasted = add_grain(pasted, pasting.grain, pasting.grain_index)
+    blend_into(image_rgb, region, pasted, pasting.mask)

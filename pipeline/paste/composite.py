@@ -10,7 +10,7 @@ import numpy as np
 from keyface.pipeline.face import F32, VirtualFace
 from keyface.pipeline.faces.geometry import apply_affine, compose_affine, similarity_scale
 from keyface.pipeline.frame import Frame, ImageRgb, RedactionReason
-from keyface.pipeline.paste.blend import Bend, bend_between, blend_into, crop_map, resample
+from keyface.pipeline.paste.blend import Bend, Pasting, Put, bend_between, crop_map, put_on_host, resample
 from keyface.pipeline.paste.colour import FIT_SIDE, LightFilter, fit_light, relight
 from keyface.pipeline.paste.hairline import (
     HairZones,
@@ -32,7 +32,7 @@ from keyface.pipeline.paste.mask import (
 from keyface.pipeline.paste.occluders import OccluderModel
 from keyface.pipeline.paste.place import INNER_LIPS, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, face_width
 from keyface.pipeline.paste.seam import Seam
-from keyface.pipeline.paste.sharpness import PATCH_SIDE, TextureFilter, add_grain, match_texture, treat
+from keyface.pipeline.paste.sharpness import PATCH_SIDE, TextureFilter, match_texture, treat
 from keyface.pipeline.paste.still import Stillness
 
 _RIM = 1.5  # what lies past the outline is painted with skin: the virtual person's ears, hair or background
@@ -52,9 +52,11 @@ class FaceCompositor:
 
     Args:
         keep_occluders: see `paster.Paster`.
+        put: writes a face that is ready into the frame.
     """
 
-    def __init__(self, *, keep_occluders: bool) -> None:
+    def __init__(self, *, keep_occluders: bool, put: Put = put_on_host) -> None:
+        self._put = put
         self._outline = OutlineFilter()
         self._light = LightFilter()
         self._texture = TextureFilter()
@@ -118,17 +120,11 @@ class FaceCompositor:
         crop_rgb = self._relight(small, crop_rgb, place, _Masks(mask, inside, core), dt_s)
         crop_rgb = self._match_texture(frame, crop_rgb, place, dt_s)
         crop_rgb = self._still.hold_pixels(crop_rgb, _on_crop(share, seen, place, crop_rgb, outside=1.0))
-        pasted = resample(
-            crop_rgb,
-            grid,
-            (region.x1 - region.x0, region.y1 - region.y0),
-            scale=similarity_scale(frame_from_crop),
-        )
-        if self._texture.texture is not None:
-            pasted = add_grain(
-                pasted, self._texture.texture.grain, self._still.grain_index(frame.index, share)
-            )
-        blend_into(image_rgb, region, pasted, mask)
+        texture, grain, grain_index = self._texture.texture, 0.0, 0
+        if texture is not None:
+            grain, grain_index = texture.grain, self._still.grain_index(frame.index, share)
+        scale = similarity_scale(frame_from_crop)
+        self._put(image_rgb, Pasting(region, crop_rgb, grid, scale, mask, grain, grain_index))
 
     def _in_front(self, small: ImageRgb, place: _Place, mask: F32, core: F32, dt_s: float) -> F32:
         if self._occluder is None:

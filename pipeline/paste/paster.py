@@ -15,7 +15,9 @@ import numpy as np
 
 from keyface.pipeline.face import F32, Face, ReenactedFrame, VirtualFace
 from keyface.pipeline.frame import Frame, ImageRgb, Redaction, RedactionReason, SafeFrame, seal
+from keyface.pipeline.paste.blend import put_on_host
 from keyface.pipeline.paste.composite import FaceCompositor, Unfit
+from keyface.pipeline.paste.on_card import CardPut
 from keyface.pipeline.paste.place import face_width, misfit
 from keyface.pipeline.paste.redact import mosaic_in_place, redact_whole
 
@@ -38,19 +40,25 @@ class Paster:
 
     Args:
         keep_occluders: hands, microphones and the like stay in front of the virtual face.
+        card: writes faces into the frame on a graphics card; None: in host memory.
     """
 
-    def __init__(self, *, keep_occluders: bool = True) -> None:
+    def __init__(self, *, keep_occluders: bool = True, card: CardPut | None = None) -> None:
+        self._card = card
         self._keep_occluders = keep_occluders
         self._tracks: dict[int, _Track] = {}
 
     def open(self) -> None:
-        """Forgets everything: a new source begins."""
+        """Forgets everything: a new source begins. Raises DeviceError when a card asked for cannot be used."""
         self._tracks.clear()
+        if self._card is not None:
+            self._card.open()
 
     def close(self) -> None:
         """Forgets everything."""
         self._tracks.clear()
+        if self._card is not None:
+            self._card.close()
 
     def process(self, item: ReenactedFrame) -> SafeFrame:
         """Pastes, mosaics and seals one frame.
@@ -91,7 +99,8 @@ class Paster:
             driver_xy, virtual = _fit_for_paste(face, virtual)
             track = self._tracks.get(face.track_id)
             if track is None:
-                compositor = FaceCompositor(keep_occluders=self._keep_occluders)
+                put = put_on_host if self._card is None else self._card
+                compositor = FaceCompositor(keep_occluders=self._keep_occluders, put=put)
                 track = self._tracks[face.track_id] = _Track(compositor, frame.pts_s)
             dt_s = float(np.clip(frame.pts_s - track.last_pts_s, 1e-3, _LONGEST_STEP_S))
             track.last_pts_s = frame.pts_s

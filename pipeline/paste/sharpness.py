@@ -24,6 +24,8 @@ _LEVELS = np.array([-0.5, -0.25, 0.0, 0.45, 0.7, 1.0, 1.4, 2.0])
 _GRAIN_FLOOR = 1.2  # levels: less is the codec's or nothing
 _MAX_GRAIN = 6.0
 _TILE_SIDE = 512
+GRAIN_UNIT = 32.0  # standard deviation of the tile
+LEAST_GRAIN = 0.3  # levels: less is not seen
 _SMOOTH = 0.7  # blur of a virtual face rougher than the source, whatever the ratio says
 
 
@@ -111,21 +113,26 @@ class TextureFilter:
 
 
 def _tile() -> npt.NDArray[np.int16]:
-    """Grain of unit variance times 32, slightly correlated as after a camera's demosaicing."""
+    """Grain of unit variance times `GRAIN_UNIT`, slightly correlated as after a camera's demosaicing."""
     noise = np.random.default_rng(20240229).standard_normal((_TILE_SIDE, _TILE_SIDE)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.6, borderType=cv2.BORDER_REFLECT_101)
-    return np.asarray(np.rint(noise / noise.std() * 32), np.int16)
+    return np.asarray(np.rint(noise / noise.std() * GRAIN_UNIT), np.int16)
 
 
-_TILE = _tile()
+GRAIN_TILE = _tile()
+
+
+def grain_place(frame_index: int) -> tuple[int, int]:
+    """Where in the tile the grain of a frame begins, x and y."""
+    return (frame_index * 71) % _TILE_SIDE, (frame_index * 193) % _TILE_SIDE
 
 
 def add_grain(image_rgb: ImageRgb, grain: float, frame_index: int) -> ImageRgb:
     """Adds luminance grain; the same frame index gives the same grain (so that a rerun is identical)."""
-    if grain <= 0.3:
+    if grain <= LEAST_GRAIN:
         return image_rgb
     h, w = image_rgb.shape[:2]
-    oy, ox = (frame_index * 193) % _TILE_SIDE, (frame_index * 71) % _TILE_SIDE
+    ox, oy = grain_place(frame_index)
     rows, columns = (np.arange(h) + oy) % _TILE_SIDE, (np.arange(w) + ox) % _TILE_SIDE
-    noise = _TILE[rows][:, columns].astype(np.float32) * (grain / 32)
+    noise = GRAIN_TILE[rows][:, columns].astype(np.float32) * (grain / GRAIN_UNIT)
     return np.asarray(cv2.add(image_rgb, cv2.merge([noise, noise, noise]), dtype=cv2.CV_8U), np.uint8)
