@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, EngineError
-from keyface.engines.device_memory import Bytes, Device, open_device
+from keyface.engines.device_memory import Bytes, Device, by_value, open_device
 from keyface.engines.kernel_compile import compile_kernels
 
 log = logging.getLogger(__name__)
@@ -140,10 +140,18 @@ class CardFrame:
             strips = _blocks(-(-height // _ROWS_OF_A_THREAD))
             device.run_kernel(kernels["clear_sum"], (1, 1, 1), (1, 1, 1), (total,), stream)
             device.run_kernel(
-                kernels["fill_canvas"], (across, strips, 1), block, (frame, canvas, total, record[()]), stream
+                kernels["fill_canvas"],
+                (across, strips, 1),
+                block,
+                (frame, canvas, total, by_value(record)),
+                stream,
             )
             device.run_kernel(
-                kernels["read_canvas"], (across, rows, 1), block, (canvas, out, total, record[()]), stream
+                kernels["read_canvas"],
+                (across, rows, 1),
+                block,
+                (canvas, out, total, by_value(record)),
+                stream,
             )
 
         return fill
@@ -169,7 +177,7 @@ class CardFrame:
             frame = self._show(image_rgb, device, stream)
             grid = (_blocks(size), _blocks(size), len(crops))
             kernel = self._kernels_of(device)["crop_faces"]
-            device.run_kernel(kernel, grid, (_BLOCK, _BLOCK, 1), (frame, out, record[()]), stream)
+            device.run_kernel(kernel, grid, (_BLOCK, _BLOCK, 1), (frame, out, by_value(record)), stream)
 
         return fill
 

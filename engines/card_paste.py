@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, EngineError
-from keyface.engines.device_memory import Bytes, Device, open_device
+from keyface.engines.device_memory import Bytes, Device, by_value, open_device
 from keyface.engines.kernel_compile import compile_kernels
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,9 @@ class CardPaste:
         tile_unit: see `tile`.
         opener: opens the card.
         compiler: gives the kernels' machine code for an architecture.
+
+    Attributes:
+        stream: on which all is queued; 0 before `open`.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class CardPaste:
         self._opener, self._compiler = opener, compiler
         self._device: Device | None = None
         self._kernels: dict[str, int] = {}
-        self._stream = self._tile_at = 0
+        self.stream = self._tile_at = 0
         self._memory: dict[str, tuple[int, int]] = {}  # what for: address, bytes
         self._staging: Bytes | None = None
 
@@ -93,10 +96,10 @@ class CardPaste:
             with device.active():
                 module = device.load_module(self._compiler(device.info.architecture))
                 self._kernels = {name: device.kernel(module, name) for name in ("bend_crop", "paste_face")}
-                self._stream = device.stream()
+                self.stream = device.stream()
                 self._tile_at = self._room("tile", self._tile.nbytes)
-                device.copy_in(self._tile_at, self._tile, self._stream)
-                device.synchronise(self._stream)
+                device.copy_in(self._tile_at, self._tile, self.stream)
+                device.synchronise(self.stream)
             self._try_out()
         except BaseException:
             self.close()
@@ -112,7 +115,7 @@ class CardPaste:
         if device is None:
             raise EngineError("pasting on the card is not open.", "Call open() first.")
         height, width = region_rgb.shape[:2]
-        parts = (region_rgb, pasting.crop_rgb, pasting.grid, pasting.mask)
+        parts: tuple[npt.NDArray[Any], ...] = (region_rgb, pasting.crop_rgb, pasting.grid, pasting.mask)
         with device.active():
             places, n_bytes = _laid_out(parts)
             block, host = self._room("block", n_bytes), self._pinned(n_bytes)
@@ -120,13 +123,13 @@ class CardPaste:
                 np.copyto(host[place : place + part.nbytes].view(part.dtype).reshape(part.shape), part)
             bent = np.uint64(self._room("bent", 3 * pasting.bent_wh[0] * pasting.bent_wh[1]))
             region, crop, grid, mask = (np.uint64(block + place) for place in places)
-            device.copy_in(block, host[:n_bytes], self._stream)
+            device.copy_in(block, host[:n_bytes], self.stream)
             self._run("bend_crop", pasting.bent_wh, (crop, grid, bent, _bend(pasting, (width, height))))
             paste = self._paste_record(pasting, (width, height))
             arguments = (bent, mask, np.uint64(self._tile_at), region, paste)
             self._run("paste_face", (width, height), arguments)
-            device.copy_out(host[: region_rgb.size], block, self._stream)
-            device.synchronise(self._stream)
+            device.copy_out(host[: region_rgb.size], block, self.stream)
+            device.synchronise(self.stream)
         region_rgb[:] = host[: region_rgb.size].reshape(region_rgb.shape)
 
     def close(self) -> None:
@@ -141,7 +144,7 @@ class CardPaste:
                 staging, self._staging = self._staging, None
                 if staging is not None:
                     device.free_pinned(staging)
-                stream, self._stream = self._stream, 0
+                stream, self.stream = self.stream, 0
                 if stream:
                     device.free_stream(stream)
         except DeviceError as error:  # a card that is lost takes its memory with it
@@ -168,18 +171,18 @@ class CardPaste:
                     "the card pastes something else than it was given.", "Leave out --frames-on-card."
                 )
 
-    def _run(self, kernel: str, size_wh: tuple[int, int], arguments: tuple[Any, ...]) -> None:
+    def _run(self, kernel: str, size_wh: tuple[int, int], arguments: tuple[np.generic, ...]) -> None:
         assert self._device is not None
         grid = (-(-size_wh[0] // _BLOCK), -(-size_wh[1] // _BLOCK), 1)
-        self._device.run_kernel(self._kernels[kernel], grid, (_BLOCK, _BLOCK, 1), arguments, self._stream)
+        self._device.run_kernel(self._kernels[kernel], grid, (_BLOCK, _BLOCK, 1), arguments, self.stream)
 
-    def _paste_record(self, pasting: CardPasting, size_wh: tuple[int, int]) -> Any:
+    def _paste_record(self, pasting: CardPasting, size_wh: tuple[int, int]) -> np.generic:
         record = np.zeros((), _PASTE)
         record["size_wh"], record["bent_wh"] = size_wh, pasting.bent_wh
         record["mask_wh"] = pasting.mask.shape[::-1]
         record["tile_size"], record["tile_xy"] = len(self._tile), pasting.tile_xy
         record["grain"] = pasting.grain / self._tile_unit
-        return record[()]
+        return by_value(record)
 
     def _room(self, what: str, n_bytes: int) -> int:
         """Address of card memory that holds at least so much, with nothing sure in it."""
@@ -213,8 +216,8 @@ def _laid_out(parts: tuple[npt.NDArray[Any], ...]) -> tuple[list[int], int]:
     return places, end
 
 
-def _bend(pasting: CardPasting, size_wh: tuple[int, int]) -> Any:
+def _bend(pasting: CardPasting, size_wh: tuple[int, int]) -> np.generic:
     record = np.zeros((), _BEND)
     record["crop_size"], record["cells"] = len(pasting.crop_rgb), len(pasting.grid) - 2
     record["size_wh"], record["cubic"] = pasting.bent_wh, pasting.bent_wh != size_wh
-    return record[()]
+    return by_value(record)

@@ -189,6 +189,12 @@ class Device(ABC):
         raise DeviceError(f"{self.library} has no CUDA graphs.", "Use cuda-python.")
 
 
+def by_value(record: npt.NDArray[Any]) -> np.generic:
+    """A structured array of no dimensions as an argument of `Device.run_kernel`: a copy of the structure."""
+    value: np.generic = record.copy()[()]  # type: ignore[assignment]
+    return value
+
+
 def device_libraries() -> tuple[DeviceLibrary, ...]:
     """The libraries that are installed, best first; nothing is imported but their parent package."""
     found: list[DeviceLibrary] = []

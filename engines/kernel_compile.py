@@ -65,7 +65,7 @@ def _by_nvrtc(name: str, source: str) -> bytes:
                 "NVRTC", name, log.rstrip(b"\0 ").decode(errors="replace") or f"status {int(status)}"
             )
         _, size = nvrtc.nvrtcGetCUBINSize(program)
-        code = b" " * size
+        code: bytes = b" " * size
         nvrtc.nvrtcGetCUBIN(program, code)
         return code
     finally:

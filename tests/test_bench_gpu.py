@@ -14,12 +14,15 @@ import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import FakeTensorRt
+from host_kernels import compiled, kernel_card
 
+from keyface.configs.errors import EngineError
 from keyface.engines.device_memory_numpy import NumpyDevice
 from keyface.engines.gpu_networks import GPU_NETWORKS
 from keyface.engines.half_precision import pack_weights, to_half
 from keyface.engines.ort import OrtEngine
-from keyface.tools import bench_gpu
+from keyface.tools import bench_gpu, bench_gpu_pixels
+from keyface.tools.bench_gpu_pixels import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +60,11 @@ def test_every_network_runs_and_the_report_goes_on(
     full = _measure(exported, out, "--modes", "eager", *quick)
     assert full["rows"][:2] == first["rows"]  # kept, not measured again
     assert full["problems"] == {}
-    assert {row["network"] for row in full["rows"]} == {*bench_gpu.NETWORKS, "chain"}
+    pixels = {f"pixels_{step}" for step in STEPS}
+    assert {row["network"] for row in full["rows"]} == {*bench_gpu.NETWORKS, "chain", *pixels}
+    assert {row["runner"] for row in full["rows"] if row["network"] in pixels} == {
+        "opencv"
+    }  # there is no card
     assert {row["batch"] for row in full["rows"] if row["network"] == "chain"} == {1, 2}
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in full["rows"])
     assert bench_gpu.main(["--table", str(out)]) == 0
@@ -93,6 +100,47 @@ def test_rows_of_tensorrt_run_on_the_stand_in(
         row = bench_gpu._tensorrt_measure(args, "tensorrt", "mapping", 8, precision)()
         assert row["key"] == f"mapping/tensorrt/{precision}/batch8" and row["runs"] == 3 and row["p50_ms"] > 0
     assert card.n_open == 0
+
+
+@pytest.fixture
+def pixel_card(monkeypatch: pytest.MonkeyPatch) -> NumpyDevice:
+    """A card that runs the kernels, in place of the first one."""
+    card = kernel_card()
+    monkeypatch.setattr("keyface.engines.device_memory.open_device", lambda: card)
+    monkeypatch.setattr("keyface.engines.kernel_compile.compile_kernels", lambda architecture: compiled())
+    monkeypatch.setattr(bench_gpu_pixels, "_WARM_UPS", 0)
+    return card
+
+
+def test_rows_of_pixels_run_on_the_stand_in(pixel_card: NumpyDevice) -> None:
+    args = bench_gpu._parser().parse_args(["--onnx", "x", "--runs", "2", "--batches", "1,2"])
+    rows = {key: measure for key, measure in bench_gpu_pixels.pixel_rows(args) if "/kernels/" in key}
+    assert len(rows) == 7  # the detector's has no faces
+    for key, measure in rows.items():
+        row = measure()
+        assert row["key"] == key and row["runs"] == 2 and 0 < row["p50_ms"] <= row["p99_ms"]
+        assert (row["device_ms"] is None) == key.startswith("pixels_frame/")
+        assert pixel_card.n_open == 0
+    # The table takes them as they are.
+    assert "| pixels_frame | 2 | u8 | kernels |" in "\n".join(
+        bench_gpu.table({"rows": [row], "problems": {}})
+    )
+
+
+def test_kernels_that_are_wrong_are_not_measured(
+    pixel_card: NumpyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_kernel = pixel_card.run_kernel
+
+    def shifted(kernel: int, grid: Any, block: Any, arguments: Any, stream: int) -> None:
+        if "small_from_crop" in str(getattr(arguments[-1], "dtype", "")):
+            arguments = (*arguments[:-1], arguments[-1].copy())
+            arguments[-1]["faces"]["small_from_crop"][0, 2] += 1
+        run_kernel(kernel, grid, block, arguments, stream)
+
+    monkeypatch.setattr(pixel_card, "run_kernel", shifted)
+    with pytest.raises(EngineError, match=r"kernels are wrong by \d+ levels"):
+        bench_gpu_pixels.on_card("pixels_crops/kernels/u8/batch1", "crops", 1, 1)
 
 
 def test_packed_weights_compute_the_same_in_float32_and_in_half(models: Any) -> None:

@@ -34,11 +34,12 @@ from keyface.engines.tensorrt_build import ShapeRange, build_plan
 from keyface.engines.tensorrt_engine import TensorRtEngine
 from keyface.engines.tensorrt_flavour import Flavour
 from keyface.pipeline import assemble
-from keyface.pipeline.faces.align import card_crop, cut_out
+from keyface.pipeline.faces.align import cut_out
 from keyface.pipeline.faces.analyse import Analyser
 from keyface.pipeline.faces.detect import YuNetDetector
 from keyface.pipeline.faces.landmarks import LiteRtLandmarker
 from keyface.pipeline.faces.recognise import SFACE, Recogniser, RecogniserForm
+from keyface.pipeline.faces.sampling import card_crop
 from keyface.pipeline.frame import Frame
 from keyface.pipeline.process_options import ProcessOptions
 

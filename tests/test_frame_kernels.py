@@ -20,8 +20,9 @@ from keyface.configs.errors import DeviceError, EngineError
 from keyface.engines import kernel_compile
 from keyface.engines.card_frame import MAX_CROPS, Border, CanvasLook
 from keyface.engines.kernel_compile import compile_kernels, kernel_source
-from keyface.pipeline.faces.align import card_crop, cut_out
+from keyface.pipeline.faces.align import cut_out
 from keyface.pipeline.faces.detect import input_nchw
+from keyface.pipeline.faces.sampling import card_crop
 
 U8 = npt.NDArray[np.uint8]
 BORDERS: tuple[Border, ...] = ("repeat", "mirror", "black")

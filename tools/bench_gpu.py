@@ -6,7 +6,8 @@
 
 On the card it needs this code, numpy, onnx and PyTorch, and no network. Every row is written as soon as it
 is measured; rows that are there are not measured again; `--seconds` ends it between two rows. TensorRT and
-TensorRT-RTX rows are added where they are installed and take the card.
+TensorRT-RTX rows are added where they are installed and take the card. Work on pixels (`pixels_*`) wants
+cuda-python with NVRTC, or nvcc, for the kernels, and OpenCV for the rows of the host.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NETWORKS = ("yunet_dynamic", "face_mesh", "face_blendshapes", "sface_fast", "mapping", "synthesis_256")
 ONE_ONLY = {"yunet_dynamic", "face_blendshapes"}  # a batch of one
+PIXELS = "pixels"  # see bench_gpu_pixels
 MODES = ("eager", "cuda_graph", "compiled")
 _COLUMNS = ("p50_ms", "p95_ms", "p99_ms", "device_ms", "host_share", "memory_mb")
 
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try it out")
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="of each row (default: 200)")
     parser.add_argument("--seconds", type=float, default=540.0, metavar="S", help="begin no row after S")
-    parser.add_argument("--networks", default=",".join((*NETWORKS, "chain")), metavar="LIST")
+    parser.add_argument("--networks", default=",".join((*NETWORKS, "chain", PIXELS)), metavar="LIST")
     parser.add_argument("--modes", default=",".join(MODES), metavar="LIST")
     parser.add_argument("--batches", default="1,8", metavar="LIST")
     parser.add_argument("--precisions", default="f32,f16", metavar="LIST")
@@ -127,7 +129,12 @@ def _work(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str
             case, args.onnx, device=args.device, runs=args.runs, compiled_backend=args.compiler
         )
 
-    for case in _cases(args):
+    cases = list(_cases(args))
+    if PIXELS in args.networks.split(","):
+        from keyface.tools.bench_gpu_pixels import pixel_rows
+
+        yield from pixel_rows(args)
+    for case in cases:
         yield case.key(), torch_row(case)
     if not args.no_tensorrt and args.device == "cuda":
         yield from _tensorrt_rows(args)
@@ -136,18 +143,23 @@ def _work(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str
 def _cases(args: argparse.Namespace) -> Iterator[BenchCase]:
     from keyface.models.gpu_bench import BenchCase
 
-    legal = {"networks": (*NETWORKS, "chain"), "modes": MODES, "precisions": ("f32", "f16")}
+    legal = {"networks": (*NETWORKS, "chain", PIXELS), "modes": MODES, "precisions": ("f32", "f16")}
     for option, values in legal.items():
         wrong = [name for name in getattr(args, option).split(",") if name not in values]
         if wrong:
             raise UsageError(f"--{option}: got {', '.join(wrong)}.", f"Legal: {', '.join(values)}.")
     for mode in args.modes.split(","):
-        for network in args.networks.split(","):
+        for network in _networks(args):
             for batch in map(int, args.batches.split(",")):
                 for precision in args.precisions.split(","):
                     if (network in ONE_ONLY and batch > 1) or (mode == "cuda_graph" and args.device == "cpu"):
                         continue
                     yield BenchCase(network=network, mode=mode, batch=batch, is_half=precision == "f16")
+
+
+def _networks(args: argparse.Namespace) -> list[str]:
+    """Those asked for, work on pixels left out."""
+    return [name for name in args.networks.split(",") if name != PIXELS]
 
 
 def _tensorrt_rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -156,7 +168,7 @@ def _tensorrt_rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[],
     for flavour in FLAVOURS:
         if not is_installed(flavour):
             continue
-        for network in args.networks.split(","):
+        for network in _networks(args):
             for batch in map(int, args.batches.split(",")):
                 for precision in args.precisions.split(","):
                     if network == "chain" or (network in ONE_ONLY and batch > 1):

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from keyface.engines.card_frame import CardFrame
+from keyface.engines.card_frame import Border, CardFrame
 from keyface.engines.engine import Engine, run_on_one
 from keyface.engines.open import open_engine
 from keyface.pipeline.face import F32, FaceMesh
-from keyface.pipeline.faces.align import Border, card_crop, cut_out
+from keyface.pipeline.faces.align import cut_out
 from keyface.pipeline.faces.geometry import (
     BOX_PER_MESH,
     BOX_RISE,
@@ -27,6 +27,7 @@ from keyface.pipeline.faces.geometry import (
     box_from_mesh,
     pose_from_mesh,
 )
+from keyface.pipeline.faces.sampling import card_crop
 from keyface.pipeline.frame import ImageRgb
 
 CROP_SIZE = 256

@@ -13,7 +13,8 @@ import numpy as np
 from keyface.engines.card_frame import CardFrame
 from keyface.engines.engine import Engine, run_on_one
 from keyface.pipeline.face import F32
-from keyface.pipeline.faces.align import align_arcface, arcface_frame_from_crop, card_crop
+from keyface.pipeline.faces.align import align_arcface, arcface_frame_from_crop
+from keyface.pipeline.faces.sampling import card_crop
 from keyface.pipeline.frame import ImageRgb
 
 
