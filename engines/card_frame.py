@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from keyface.configs.errors import DeviceError, EngineError
 from keyface.engines.device_memory import Bytes, Device, by_value, open_device
-from keyface.engines.kernel_compile import compile_kernels
+from keyface.engines.kernel_compile import frame_kernels
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class CardFrame:
         self,
         *,
         opener: Callable[[], Device] = open_device,
-        compiler: Callable[[str], bytes] = compile_kernels,
+        compiler: Callable[[str], bytes] = frame_kernels,
     ) -> None:
         self._opener, self._compiler = opener, compiler
         self._device: Device | None = None

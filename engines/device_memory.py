@@ -151,7 +151,7 @@ class Device(ABC):
 
     @abstractmethod
     def load_module(self, image: bytes) -> int:
-        """Loads compiled kernels; they stay until `close`."""
+        """Loads compiled kernels; they stay until `close`. The same image again gives the same module."""
 
     @abstractmethod
     def kernel(self, module: int, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ class CudaDevice(Device):
         self._is_closed = False
         self._pinned: dict[int, int] = {}
         self._graphs: dict[int, Any] = {}
-        self._modules: list[Any] = []
+        self._modules: dict[bytes, Any] = {}
 
     def _describe(self) -> DeviceInfo:
         attribute = self._driver.CUdevice_attribute
@@ -106,16 +107,15 @@ class CudaDevice(Device):
         """See `Device`."""
         if not self._is_closed:
             self._is_closed = True
-            try:
+            with contextlib.suppress(DeviceError):  # a card that is lost takes its modules with it
                 self._unload()
-            finally:
-                self._call("cuDevicePrimaryCtxRelease", self._device)
+            self._call("cuDevicePrimaryCtxRelease", self._device)
 
     def _unload(self) -> None:
         if self._modules:
             with self.active():
                 while self._modules:
-                    self._call("cuModuleUnload", self._modules.pop())
+                    self._call("cuModuleUnload", self._modules.popitem()[1])
 
     # -- memory
 
@@ -197,9 +197,9 @@ class CudaDevice(Device):
 
     def load_module(self, image: bytes) -> int:
         """See `Device`."""
-        (module,) = self._call("cuModuleLoadData", image)
-        self._modules.append(module)
-        return int(module)
+        if image not in self._modules:
+            (self._modules[image],) = self._call("cuModuleLoadData", image)
+        return int(self._modules[image])
 
     def kernel(self, module: int, name: str) -> int:
         """See `Device`."""

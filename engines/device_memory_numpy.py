@@ -67,6 +67,7 @@ class NumpyDevice(Device):
         self.kernels: dict[int, HostKernel] = {}
         self._open_module = open_module
         self._modules: dict[int, Mapping[str, HostKernel]] = {}
+        self._module_numbers: dict[bytes, int] = {}
         self._depth = threading.local()
         self._memory: dict[int, tuple[Bytes, Bytes]] = {}
         self._pinned: dict[int, Bytes] = {}
@@ -251,9 +252,10 @@ class NumpyDevice(Device):
         self._check()
         if self._open_module is None:
             raise DeviceError("this stand-in runs no kernels.")
-        number = self._number()
-        self._modules[number] = self._open_module(image)
-        return number
+        if image not in self._module_numbers:
+            number = self._module_numbers[image] = self._number()
+            self._modules[number] = self._open_module(image)
+        return self._module_numbers[image]
 
     def kernel(self, module: int, name: str) -> int:
         """See `Device`."""

@@ -59,6 +59,7 @@ class PycudaDevice(Device):
         self._events: dict[int, Any] = {}
         self._pinned: dict[int, Bytes] = {}
         self._modules: list[Any] = []
+        self._numbers: dict[bytes, int] = {}  # of modules
         self._kernels: list[Any] = []
 
     @contextmanager
@@ -92,6 +93,7 @@ class PycudaDevice(Device):
         if self._context is not None:
             self._kernels.clear()
             self._modules.clear()
+            self._numbers.clear()
             self._context.detach()
             self._context = None
 
@@ -178,9 +180,11 @@ class PycudaDevice(Device):
 
     def load_module(self, image: bytes) -> int:
         """See `Device`."""
-        with self._errors("module_from_buffer"):
-            self._modules.append(self._driver.module_from_buffer(image))
-        return len(self._modules) - 1
+        if image not in self._numbers:
+            with self._errors("module_from_buffer"):
+                self._modules.append(self._driver.module_from_buffer(image))
+            self._numbers[image] = len(self._modules) - 1
+        return self._numbers[image]
 
     def kernel(self, module: int, name: str) -> int:
         """See `Device`."""

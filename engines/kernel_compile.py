@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ _TIMEOUT_S = 120
 def kernel_source(name: str = FRAME_KERNELS) -> str:
     """CUDA C of a file of this package."""
     return files("keyface.engines").joinpath(name).read_text("utf-8")
+
+
+@functools.cache
+def frame_kernels(architecture: str) -> bytes:
+    """`compile_kernels` of the kernels of frames, once in a process for each architecture."""
+    return compile_kernels(architecture)
 
 
 def compile_kernels(architecture: str, source: str | None = None) -> bytes:

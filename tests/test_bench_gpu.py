@@ -21,7 +21,7 @@ from keyface.engines.device_memory_numpy import NumpyDevice
 from keyface.engines.gpu_networks import GPU_NETWORKS
 from keyface.engines.half_precision import pack_weights, to_half
 from keyface.engines.ort import OrtEngine
-from keyface.tools import bench_gpu, bench_gpu_pixels
+from keyface.tools import bench_gpu, bench_gpu_pixels, bench_gpu_tensorrt
 from keyface.tools.bench_gpu_pixels import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ def pixel_card(monkeypatch: pytest.MonkeyPatch) -> NumpyDevice:
     """A card that runs the kernels, in place of the first one."""
     card = kernel_card()
     monkeypatch.setattr("keyface.engines.device_memory.open_device", lambda: card)
-    monkeypatch.setattr("keyface.engines.kernel_compile.compile_kernels", lambda architecture: compiled())
+    monkeypatch.setattr("keyface.engines.kernel_compile.frame_kernels", lambda architecture: compiled())
     monkeypatch.setattr(bench_gpu_pixels, "_WARM_UPS", 0)
     return card
 
@@ -125,6 +125,21 @@ def test_rows_of_pixels_run_on_the_stand_in(pixel_card: NumpyDevice) -> None:
     assert "| pixels_frame | 2 | u8 | kernels |" in "\n".join(
         bench_gpu.table({"rows": [row], "problems": {}})
     )
+
+
+def test_rows_of_the_analysis_run_on_the_stand_in(
+    exported: Path, pixel_card: NumpyDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(pixel_card))  # type: ignore[arg-type]
+    monkeypatch.setattr(bench_gpu_tensorrt, "is_installed", lambda flavour: flavour == "tensorrt")
+    args = bench_gpu._parser().parse_args(["--onnx", str(exported), "--runs", "1", "--batches", "2"])
+    rows = {key: measure() for key, measure in bench_gpu_tensorrt.analysis_rows(args)}
+    assert list(rows) == [f"analysis/tensorrt-{path}/f16/batch2" for path in ("host", "card")]
+    assert all(row["p50_ms"] > 0 and row["key"] == key for key, row in rows.items())
+    assert (
+        pixel_card.n_kernels == 4
+    )  # of one frame of the card's row: three for the detector, one for two faces
+    assert pixel_card.n_open == 0
 
 
 def test_kernels_that_are_wrong_are_not_measured(

@@ -138,6 +138,7 @@ def test_kernels_run_on_their_stream_with_the_arguments_of_the_call(make: Make) 
         device.copy_out(taken, address, stream)
         device.synchronise(stream)
         assert taken.tolist() == [0, 0, 7, 0] and card.n_kernels == 1
+        assert device.load_module(b"code") == device.load_module(b"code")
         with pytest.raises(DeviceError):
             device.kernel(device.load_module(b"other"), "mark")
         device.free(address)
@@ -150,11 +151,17 @@ def test_modules_are_unloaded_with_the_device() -> None:
     driver = FakeCuda(NumpyDevice(open_module=lambda image: {}))
     device = CudaDevice(driver=driver)
     with device.active():
-        device.load_module(b"a")
-        device.load_module(b"b")
+        first = device.load_module(b"a")
+        assert device.load_module(b"b") != first == device.load_module(b"a")
     assert driver.n_modules == 2
     device.close()
     assert (driver.n_modules, driver.n_contexts) == (0, 0)
+    device = CudaDevice(driver=driver)
+    with device.active():
+        device.load_module(b"a")
+    driver.card.lose()
+    device.close()
+    assert driver.n_contexts == 0
 
 
 @pytest.mark.parametrize("name", ["numpy", "cuda-python"])

@@ -76,6 +76,7 @@ def expected_members() -> set[str]:
     patterns = [
         "*/*.py",
         "pipeline/*/*.py",
+        "engines/*.cu",
         "configs/*.toml",
         "configs/*.schema.json",
         "configs/presets/*.toml",

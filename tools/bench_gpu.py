@@ -138,6 +138,10 @@ def _work(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str
         yield case.key(), torch_row(case)
     if not args.no_tensorrt and args.device == "cuda":
         yield from _tensorrt_rows(args)
+        if PIXELS in args.networks.split(","):
+            from keyface.tools.bench_gpu_tensorrt import analysis_rows
+
+            yield from analysis_rows(args)
 
 
 def _cases(args: argparse.Namespace) -> Iterator[BenchCase]:
@@ -186,20 +190,10 @@ def _tensorrt_measure(
         import numpy as np
 
         from keyface.engines.benchmark import random_inputs
-        from keyface.engines.device_memory import open_device
-        from keyface.engines.gpu_networks import GPU_NETWORKS, graph_for
-        from keyface.engines.tensorrt_build import build_plan
-        from keyface.engines.tensorrt_engine import TensorRtEngine
-        from keyface.engines.tensorrt_flavour import load_flavour
+        from keyface.tools.bench_gpu_tensorrt import built_engine
 
-        known, device = GPU_NETWORKS[network], open_device()
-        flavour = load_flavour(flavour_name)  # type: ignore[arg-type]
-        flavour.check_card(device.info)
-        graph = graph_for(known, args.onnx / f"{network}.onnx", precision)  # type: ignore[arg-type]
-        began = time.perf_counter()
-        plan = build_plan(flavour, graph, name=network, ranges=known.ranges).content
-        build_s = time.perf_counter() - began
-        with TensorRtEngine(plan, flavour=flavour, device=device, name=network) as engine:
+        opened, build_s = built_engine(args.onnx, flavour_name, network, precision)  # type: ignore[arg-type]
+        with opened as engine:
             inputs = {
                 name: np.repeat(array, batch, 0) if batch > 1 else array
                 for name, array in random_inputs(engine).items()

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 STEPS = ("detector", "crops", "paste", "frame")
 _FRAME_HW = (1080, 1920)
-_CANVAS = CanvasLook(
+CANVAS = CanvasLook(
     part_xyxy=(0, 0, 1920, 1080), size_wh=(1248, 702), canvas_wh=(1248, 704), by_area=False,
     dark=40.0, lifted=80.0, most_gain=10.0,
 )  # fmt: skip
-_MESH, _ARCFACE = 256, 112  # px of crops
-_SHARES = {_MESH: 1.5, _ARCFACE: 1.2}  # of a face's side
+MESH, _ARCFACE = 256, 112  # px of crops
+_SHARES = {MESH: 1.5, _ARCFACE: 1.2}  # of a face's side
 _CELLS = 14  # of the grid over a region
 _TILE, _TILE_UNIT = 512, 32.0  # of the noise
 _INPUT_BYTES = 4 * 3 * 1280 * 1280  # more than any input
@@ -54,7 +54,7 @@ def pixel_rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Row
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class Scene:
     """Faces side by side in a frame of noise: one of 400 px, or more of 200 px."""
 
     n_faces: int
@@ -88,24 +88,24 @@ class _Scene:
         from keyface.pipeline.faces.sampling import card_crop
 
         how: Any = {"border": "black"}
-        if size == _MESH:
-            how = {"border": "repeat", "max_step": 2.0, "planes": False}
+        if size == MESH:
+            how = {"border": "repeat", "max_step": 2.0, "std": (255.0,) * 3, "planes": False}
         return [card_crop(image_rgb, matrix, size, **how) for matrix in self.matrices(size)]
 
     def crop_and_mask(self) -> tuple[U8, npt.NDArray[np.float32]]:
         """A virtual face of noise, and a round mask."""
         x = np.linspace(-1, 1, 160)
         mask = np.clip(4 * (1 - np.hypot(x[:, None], x[None])), 0, 1).astype(np.float32)
-        return np.random.default_rng(1).integers(0, 256, (_MESH, _MESH, 3), np.uint8), mask
+        return np.random.default_rng(1).integers(0, 256, (MESH, MESH, 3), np.uint8), mask
 
     def grid(self, rim: int) -> npt.NDArray[np.float32]:
         """Crop pixels for the cells of a face's region, and `rim` cells around them."""
-        along = (np.arange(-rim, _CELLS + rim) + 0.5) * _MESH / _CELLS - 0.5
+        along = (np.arange(-rim, _CELLS + rim) + 0.5) * MESH / _CELLS - 0.5
         return np.stack(np.meshgrid(along, along), -1).astype(np.float32)
 
     def pasting_on_card(self) -> CardPasting:
         crop, mask = self.crop_and_mask()
-        step = self.side / _MESH / 1.3
+        step = self.side / MESH / 1.3
         bent = (
             self.side if step < 1.2 else round(self.side / step)
         )  # as `blend.bent_size`, which wants OpenCV
@@ -122,7 +122,7 @@ class _Scene:
         return [
             Pasting(
                 Region(x, y, x + side, y + side, 160 / side, (160, 160), frame_wh), crop, self.grid(0),
-                side / _MESH, mask, 2.0, 1,
+                side / MESH, mask, 2.0, 1,
             )
             for x, y in self.corners()
         ]  # fmt: skip
@@ -134,17 +134,17 @@ class _Scene:
 def on_card(key: str, step: str, n_faces: int, runs: int) -> Row:
     """One row by the kernels. Raises EngineError when they give wrong pixels."""
     with ExitStack() as stack:
-        work = _CardWork(_Scene(n_faces), stack)
+        work = _CardWork(Scene(n_faces), stack)
         work.check()
-        return _row(key, *work.times(step, runs))
+        return row(key, *work.times(step, runs))
 
 
 class _CardWork:
     """The steps on the first card; everything is given back when `stack` is left."""
 
-    def __init__(self, scene: _Scene, stack: ExitStack) -> None:
+    def __init__(self, scene: Scene, stack: ExitStack) -> None:
         tile = (np.random.default_rng(2).standard_normal((_TILE, _TILE)) * _TILE_UNIT).astype(np.int16)
-        how: Any = {"opener": device_memory.open_device, "compiler": kernel_compile.compile_kernels}
+        how: Any = {"opener": device_memory.open_device, "compiler": kernel_compile.frame_kernels}
         self._scene, self._shown, self._paste = scene, CardFrame(**how), CardPaste(tile, _TILE_UNIT, **how)
         self._device = device = device_memory.open_device()
         stack.callback(device.close)
@@ -167,10 +167,10 @@ class _CardWork:
             self._device.free_event(self._second)
 
     def detector(self, image_rgb: U8) -> None:
-        self._queue(self._shown.canvas(image_rgb, _CANVAS))
+        self._queue(self._shown.canvas(image_rgb, CANVAS))
 
     def crops(self, image_rgb: U8) -> None:
-        for size in (_MESH, _ARCFACE):
+        for size in (MESH, _ARCFACE):
             self._queue(self._shown.crops(image_rgb, self._scene.crops(image_rgb, size), size))
 
     def paste(self, image_rgb: U8) -> None:
@@ -214,8 +214,8 @@ class _CardWork:
             border="black",
             planes=False,
         )
-        self._must_be(self._shown.crops(image_rgb, [whole], _MESH), part)
-        halved = replace(_CANVAS, size_wh=(960, 540), canvas_wh=(960, 544), by_area=True, dark=0.0)
+        self._must_be(self._shown.crops(image_rgb, [whole], MESH), part)
+        halved = replace(CANVAS, size_wh=(960, 540), canvas_wh=(960, 544), by_area=True, dark=0.0)
         means = np.rint(image_rgb.reshape(540, 2, 960, 2, 3).mean((1, 3)))
         canvas = np.zeros((544, 960, 3), np.float32)
         canvas[:540] = means
@@ -241,16 +241,15 @@ def on_host(key: str, step: str, n_faces: int, runs: int) -> Row:
     from keyface.pipeline.faces.detect import input_nchw
     from keyface.pipeline.paste.blend import put_on_host
 
-    scene = _Scene(n_faces)
+    scene = Scene(n_faces)
     frames, pastings = scene.frames(), scene.pastings()
     target = frames[0].copy()
 
     def detector(image_rgb: U8) -> None:
-        input_nchw(image_rgb, _CANVAS)
+        input_nchw(image_rgb, CANVAS)
 
     def crops(image_rgb: U8) -> None:
-        for matrix in scene.matrices(_MESH):
-            cut_out(image_rgb, matrix, _MESH, border="repeat", max_step=2.0).astype(np.float32)
+        mesh_crops(scene, image_rgb)
         for matrix in scene.matrices(_ARCFACE):
             cut_out(image_rgb, matrix, _ARCFACE, border="black").astype(np.float32)
 
@@ -258,17 +257,34 @@ def on_host(key: str, step: str, n_faces: int, runs: int) -> Row:
         for pasting in pastings:
             put_on_host(target, pasting)
 
-    steps = {"detector": (detector,), "crops": (crops,), "paste": (paste,), "frame": (detector, crops, paste)}
+    def frame(image_rgb: U8) -> None:
+        for run in (detector, crops, paste):
+            run(image_rgb)
+
+    steps = {"detector": detector, "crops": crops, "paste": paste, "frame": frame}
+    return row(key, times_of(steps[step], frames, runs), None)
+
+
+def mesh_crops(scene: Scene, image_rgb: U8) -> npt.NDArray[np.float32]:
+    """float32 (N, 256, 256, 3), [0, 1], made in host memory."""
+    from keyface.pipeline.faces.align import cut_out
+
+    cut = [cut_out(image_rgb, m, MESH, border="repeat", max_step=2.0) for m in scene.matrices(MESH)]
+    return np.stack(cut).astype(np.float32) / np.float32(255)
+
+
+def times_of(run: Callable[[U8], None], frames: list[U8], runs: int) -> list[float]:
+    """Milliseconds of each run, on one frame after the other."""
     times = []
     for number in range(runs + _WARM_UPS):
         began = time.perf_counter()
-        for run in steps[step]:
-            run(frames[number % 2])
+        run(frames[number % len(frames)])
         times.append((time.perf_counter() - began) * 1e3)
-    return _row(key, times[_WARM_UPS:], None)
+    return times[_WARM_UPS:]
 
 
-def _row(key: str, totals: list[float], own: list[float] | None) -> Row:
+def row(key: str, totals: list[float], own: list[float] | None) -> Row:
+    """A row of the report, from milliseconds in all, and of the card's own."""
     network, runner, precision, batch = key.split("/")
     p50, p95, p99 = (round(float(v), 4) for v in np.percentile(totals, (50, 95, 99)))
     device_ms = None if own is None else round(float(np.median(own)), 4)
