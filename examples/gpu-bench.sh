@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures keyface's networks on a bare machine with a graphics card: needs this code, python3 with numpy, onnx and
 # PyTorch, and the files that `python -m keyface.tools.bench_gpu --export DIR` wrote where the models are.
+# The kernels for pixels want cuda-bindings with NVRTC, or nvcc; what is missing is noted and left out.
 # Run it again to go on: DIR/report.json keeps every row. More arguments go to bench_gpu.
 #
 #   bash examples/gpu-bench.sh DIR [--device cpu --runs 1 ...]

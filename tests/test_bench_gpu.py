@@ -213,9 +213,9 @@ def test_without_a_card_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "sees no card" in capsys.readouterr().err
 
 
-def test_the_script_for_a_bare_machine_needs_nothing_but_numpy_onnx_and_torch(
-    exported: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine with nothing but numpy, onnx and PyTorch."""
     block = tmp_path / "sitecustomize.py"
     block.write_text(
         "import sys\n"
@@ -223,16 +223,35 @@ def test_the_script_for_a_bare_machine_needs_nothing_but_numpy_onnx_and_torch(
         "             'cryptography', 'argon2', 'safetensors', 'scipy'):\n"
         "    sys.modules[name] = None\n"
     )
-    folder = tmp_path / "carried"
-    shutil.copytree(exported, folder)
-    command = ["bash", str(ROOT / "examples/gpu-bench.sh"), str(folder), "--device", "cpu", "--runs", "1"]
-    options = ["--networks", "mapping", "--modes", "eager", "--precisions", "f32", "--batches", "1"]
-    environment = {
+    return {
         **os.environ, "PYTHONPATH": str(tmp_path), "OUT": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
+
+
+def test_the_kernels_rows_need_no_opencv(bare: dict[str, str]) -> None:
+    code = (
+        "from keyface.tools.bench_gpu_pixels import Scene; scene = Scene(2); image = scene.frames()[0]\n"
+        "assert len(scene.crops(image, 256)) == len(scene.crops(image, 112)) == 2; scene.pasting_on_card()\n"
+        "import keyface.engines.card_frame, keyface.engines.card_paste"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_script_for_a_bare_machine_needs_nothing_but_numpy_onnx_and_torch(
+    exported: Path, tmp_path: Path, bare: dict[str, str]
+) -> None:
+    folder = tmp_path / "carried"
+    shutil.copytree(exported, folder)
+    command = ["bash", str(ROOT / "examples/gpu-bench.sh"), str(folder), "--device", "cpu", "--runs", "1"]
+    options = ["--networks", "mapping,pixels", "--modes", "eager", "--precisions", "f32", "--batches", "1"]
     done = subprocess.run(
-        [*command, *options], env=environment, capture_output=True, text=True, timeout=400, check=False
+        [*command, *options], env=bare, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "report.json").read_text())["rows"][0]["network"] == "mapping"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["network"] for row in report["rows"]] == ["mapping"]
+    assert set(report["problems"]) == {
+        f"pixels_{step}/opencv/u8/batch1" for step in STEPS
+    }  # no OpenCV: noted
