@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from fake_cuda import FakeCuda, FakePycuda
+from generated_people import write_people
 from host_kernels import compiled, kernel_card
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,16 +20,22 @@ from property_cases import examples
 from test_frame_kernels import picture
 
 from keyface.configs.errors import DeviceError, DeviceLostError, EngineError
+from keyface.engines.card_frame import CardFrame
 from keyface.engines.card_paste import CardPaste
 from keyface.engines.device_memory import Device
 from keyface.engines.device_memory_cuda import CudaDevice
 from keyface.engines.device_memory_numpy import NumpyDevice
 from keyface.engines.device_memory_pycuda import PycudaDevice
+from keyface.pipeline import assemble
+from keyface.pipeline.frame import SafeFrame
 from keyface.pipeline.paste.blend import Pasting, bent_size, put_on_host, with_rim
 from keyface.pipeline.paste.mask import Region
 from keyface.pipeline.paste.on_card import CardPut
 from keyface.pipeline.paste.paster import Paster
 from keyface.pipeline.paste.sharpness import GRAIN_TILE, GRAIN_UNIT, grain_place
+from keyface.pipeline.people.key import Key
+from keyface.pipeline.process import process_photo
+from keyface.pipeline.process_options import ProcessOptions
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
@@ -310,3 +318,25 @@ def test_a_face_whose_paste_fails_is_mosaicked() -> None:
     card.lose()
     safe = paster.process(an_item((a_face(driver),), (a_virtual(driver),)))
     assert safe.replaced == () and [r.reason for r in safe.redactions] == ["stage_failed"]
+
+
+def test_a_photo_through_the_whole_chain_is_that_of_the_cpu(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here no network is on a card: the analysis makes its inputs in host memory, and pasting alone is on it."""
+    source = write_people(tmp_path, [3], photos=1, side_px=400) / "person-3" / "look-0.jpg"
+    card = kernel_card()
+    monkeypatch.setattr(
+        assemble, "CardFrame", lambda: CardFrame(opener=lambda: card, compiler=lambda a: compiled())
+    )
+    monkeypatch.setattr(assemble, "CardPut", lambda on_loss: CardPut(card_paste(card), on_loss=on_loss))
+    key, pictures, kernels = Key.generate(), [], []
+    for options in (ProcessOptions(), ProcessOptions(preset="gpu", reenactor="warp", frames_on_card=True)):
+        safe: list[SafeFrame] = []
+        parts = assemble.make_parts(models, key, options, is_still=True)
+        process_photo(source, tmp_path / "out.jpg", parts=parts, options=options, on_safe=safe.append)
+        assert safe[0].replaced and not safe[0].redactions
+        pictures.append(safe[0].image_rgb.astype(np.float64))
+        kernels.append(card.n_kernels)
+    assert kernels[0] == 0 < kernels[1] and card.n_open == 0
+    assert 10 * np.log10(255**2 / np.square(pictures[0] - pictures[1]).mean()) > 40
