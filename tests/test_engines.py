@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -350,3 +353,20 @@ def test_a_processor_without_bf16_is_told(affine: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(openvino, "computes_in", lambda precision: precision == "f32")
     with pytest.raises(EngineError, match="this processor does not compute in bf16"):
         open_engine(affine, backend="openvino", precision="bf16")
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry, on by default, would leave a number of this machine and a queue in the home folder."""
+    _network(tmp_path / "network.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    hidden = ("CI", "ORT_", "XDG_")  # telemetry is also off where the variables look like a test
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    code = "import sys; from keyface.engines.ort import OrtEngine; OrtEngine(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "network.onnx")],
+        env={**environment, "HOME": str(home)},
+        check=True,
+        timeout=120,
+    )
+    assert not list(home.rglob("*"))
