@@ -66,8 +66,8 @@ class DamageGuard:
     """Decides about frames that the decoder calls damaged.
 
     No face in such a frame is replaced, because landmarks in smeared pixels mean nothing. What is
-    mosaicked: faces found in it, and those of the last sound frame in boxes that grow while the damage
-    lasts. When there is neither, the whole frame.
+    mosaicked: faces found in it, and those of the last sound frame of the scene in boxes that grow while the
+    damage lasts. When there is neither, the whole frame.
     """
 
     def __init__(self) -> None:
@@ -80,6 +80,8 @@ class DamageGuard:
             self._n_damaged = 0
             self._last_boxes = tuple((face.box_xyxy, face.track_id) for face in analysed.faces)
             return analysed
+        if analysed.is_cut:
+            self._last_boxes = ()  # where faces were in another scene says nothing of this one
         self._n_damaged += 1
         growth = _ENLARGE + _GROWTH_PER_FRAME * self._n_damaged
         known = [

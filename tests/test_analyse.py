@@ -259,6 +259,24 @@ def test_damaged_frame_is_detected_on(world: World) -> None:
     assert world.n_detections == before + 1
 
 
+@pytest.mark.parametrize(
+    ("pause_s", "is_asked", "is_cut"), [(0.1, False, False), (0.3, True, False), (0.6, True, True)]
+)
+def test_after_a_pause_the_detector_is_asked_and_after_a_long_one_nobody_is_followed(
+    world: World, pause_s: float, is_asked: bool, is_cut: bool
+) -> None:
+    play = Play(world, detect_every=100, longest_gap_s=0.5)
+    world.put((200, 180, 100))
+    for _ in range(6):
+        before_pause = play.step()
+    before, play.index = world.n_detections, play.index + round(pause_s * FPS)
+    world.put()  # where a mesh was, another face may be now; here is none
+    after = play.step()
+    assert (world.n_detections > before) == is_asked or not is_asked
+    assert after.is_cut == is_cut and bool(after.faces) == (not is_cut)
+    assert len(before_pause.faces) == 1
+
+
 def test_failures_are_raised_not_hidden(world: World) -> None:
     play = Play(world)
     world.put((200, 180, 100))

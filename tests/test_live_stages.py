@@ -13,7 +13,7 @@ from live_chain import Screen, find_texture, is_slate, texture_parts
 from live_sink_cases import until
 
 from keyface.pipeline.face import AnalysedFrame, Face, ReenactedFrame
-from keyface.pipeline.frame import Frame
+from keyface.pipeline.frame import Frame, Redaction
 from keyface.pipeline.live.address import parse_source
 from keyface.pipeline.live.control import LiveControls
 from keyface.pipeline.live.quality import QualityGovernor
@@ -194,14 +194,48 @@ def test_a_face_that_is_found_settles_the_scene_and_a_predicted_one_does_not() -
 
 @pytest.mark.parametrize(
     "newcomer",
-    [empty(2.1, is_cut=True), empty(3.5), empty(2.1, height=HEIGHT + 8), empty(0.5)],
-    ids=["cut", "gap", "another size", "back in time"],
+    [empty(2.1, is_cut=True), empty(3.5), empty(2.35), empty(2.1, height=HEIGHT + 8), empty(0.5)],
+    ids=["cut", "gap", "short gap", "another size", "back in time"],
 )
 def test_what_makes_a_scene_new(newcomer: AnalysedFrame) -> None:
     guard = SceneGuard(1.0)
     guard.apply(with_face(1.9))
     assert not covers_all(guard.apply(empty(2.0)))
     assert covers_all(guard.apply(newcomer))
+
+
+def test_few_frames_a_second_are_no_gaps() -> None:
+    guard = SceneGuard(1.0)
+    covered = [covers_all(guard.apply(empty(t / 2))) for t in range(40)]
+    assert covered[0] and not any(covered[20:])
+    assert covers_all(guard.apply(empty(39 / 2 + 3))), "but a long pause is one"
+
+
+def test_what_is_not_seen_does_not_settle_a_scene() -> None:
+    guard = SceneGuard(1.0)
+    guard.apply(with_face(0.0))
+    shown = [0.04, 0.45, *(0.45 + t / 25 for t in range(1, 30))]  # lost frames: others may be there now
+    covered = [covers_all(guard.apply(empty(t))) for t in shown]
+    assert not covered[0] and all(covered[1:24])
+
+
+def test_a_damaged_frame_settles_nothing_and_unsettles_nothing() -> None:
+    """What is mosaicked in it are places of faces seen before, perhaps in another scene."""
+    redaction = Redaction((10.0, 10.0, 60.0, 60.0), "implausible", 1)
+
+    def damaged(pts_s: float) -> AnalysedFrame:
+        rng = np.random.default_rng(round(pts_s * 100))
+        frame = Frame(rng.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8), 0, pts_s)
+        return replace(empty(pts_s), frame=frame, must_redact=(redaction,))
+
+    new = SceneGuard(1.0)
+    assert covers_all(new.apply(damaged(0.0), is_damaged=True))
+    assert covers_all(new.apply(damaged(0.04), is_damaged=True))
+    known = SceneGuard(1.0)
+    for index in range(10):
+        known.apply(with_face(index / 25))
+    assert not covers_all(known.apply(damaged(0.4), is_damaged=True))
+    assert not covers_all(known.apply(with_face(0.44)))
 
 
 def test_a_face_that_is_lost_in_a_change_of_the_picture_makes_the_scene_new() -> None:

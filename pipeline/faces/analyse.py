@@ -8,6 +8,7 @@ face, also on a second, closer look, is not believed, and its track is only pred
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -35,6 +36,7 @@ from keyface.pipeline.frame import Frame, ImageRgb
 LandmarkerName = Literal["litert", "mediapipe", "face_alignment"]
 
 _PATIENCE = 8  # frames
+_UNSEEN_S = 0.2  # after so long without a frame the detector is asked: who came meanwhile has no track
 _RETRY_EVERY = 4
 
 
@@ -53,6 +55,8 @@ class AnalyseOptions:
         sure_score: a newcomer from this score on is a face at once, without a closer look.
         is_still: the source is a photo: doubtful newcomers are faces, as there is no second sight.
         detect_every: frames from one run of the detector to the next when all is sure, >= 1.
+        longest_gap_s: two frames further apart belong to two scenes, whatever they show. Files may have few frames a
+            second; a live source that paused may have been turned elsewhere.
         sure_after: frames in which a track must have been seen before it can count as sure.
         min_mesh_px: a smaller face (longer side) gets no mesh, and so is redacted.
         min_presence: mesh score from which a mesh is believed.
@@ -70,6 +74,7 @@ class AnalyseOptions:
     sure_score: float = 0.8
     is_still: bool = False
     detect_every: int = 4
+    longest_gap_s: float = math.inf
     sure_after: int = 3
     min_mesh_px: float = 20.0
     min_presence: float = 0.5
@@ -169,11 +174,15 @@ class Analyser:
         """Finds the faces of the next frame. Raises EngineError when a network fails, StageError before
         `open`."""
         image_rgb = item.image_rgb
-        is_cut = self._cuts.is_cut(image_rgb, is_suspect=item.is_suspect)
+        gap_s = item.pts_s - self._last_s
+        self._last_s = item.pts_s
+        is_cut = (
+            self._cuts.is_cut(image_rgb, is_suspect=item.is_suspect) or gap_s > self.options.longest_gap_s
+        )
         self._tracker.advance(item.pts_s, is_cut=is_cut)
         self._follow(image_rgb)
         self._since_detection += 1
-        if is_cut or item.is_suspect or not self._is_sure(image_rgb):
+        if is_cut or item.is_suspect or gap_s > _UNSEEN_S or not self._is_sure(image_rgb):
             self._detect(image_rgb)
             self._since_detection = 0
         self._n_frames += 1
@@ -185,6 +194,7 @@ class Analyser:
         self._cuts = SceneCutDetector()
         self._n_frames = 0
         self._since_detection = 0
+        self._last_s = math.inf  # of the frame before; the first one comes after no gap
 
     def _is_sure(self, image_rgb: ImageRgb) -> bool:
         """False when the detector is due. Tracks without a mesh cost a closer look, not a whole detection,

@@ -32,7 +32,7 @@ from keyface.pipeline.live.memory import keep_memory_steady
 from keyface.pipeline.live.quality import QualityGovernor, QualityOptions
 from keyface.pipeline.live.sink import LiveSink
 from keyface.pipeline.live.source import LiveSource, LiveStatus, SourceState
-from keyface.pipeline.live.stages import LiveAnalysis, LivePaste, LiveReenactment
+from keyface.pipeline.live.stages import LONGEST_GAP_S, LiveAnalysis, LivePaste, LiveReenactment
 from keyface.pipeline.paste.redact import slate_frame
 from keyface.pipeline.people.identity import IdentityOptions
 from keyface.pipeline.runner import Runner, RunReport
@@ -58,7 +58,7 @@ def live_analysis(detect_every: int = 1) -> AnalyseOptions:
     """How live frames are analysed: without look-ahead, no newcomer may wait for a second sight."""
     if detect_every not in (1, 2):
         raise UsageError(f"--detect-every: got {detect_every}.", "Legal: 1, 2.")
-    options = AnalyseOptions(detect_every=detect_every, track=LIVE_TRACKS)
+    options = AnalyseOptions(detect_every=detect_every, longest_gap_s=LONGEST_GAP_S, track=LIVE_TRACKS)
     return replace(options, sure_score=options.doubt_score)
 
 
@@ -72,7 +72,8 @@ class LiveOptions:
         stage_timeout_s: longest time for one frame in one stage.
         max_faults_in_a_row: failures of one stage in a row, each mosaicked, before the run ends.
         stop_timeout_s: how long a stop waits for threads.
-        settle_s: how long a new scene is mosaicked whole while no face is found in it.
+        settle_s: how long a new scene is mosaicked whole while no face is found in it: a second, and what may pass
+            until the detector is asked again.
         quality: when automatic quality changes.
     """
 
@@ -81,7 +82,7 @@ class LiveOptions:
     stage_timeout_s: float = 30.0
     max_faults_in_a_row: int = 300
     stop_timeout_s: float = 3.0
-    settle_s: float = 1.0
+    settle_s: float = 1.25
     quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,8 @@ from keyface.pipeline.people.key import Key
 from keyface.pipeline.reenact.reenactor import Pace
 from keyface.pipeline.stage import Stage
 
-_LONGEST_GAP_S = 0.5  # between two frames of one scene
+LONGEST_GAP_S = 0.5  # over which faces are followed
+_GAP_S, _GAP_STEPS = 0.2, 3.0  # between two frames of one scene: so long, or so many usual steps
 _LEAST_CHANGE, _LEAST_CHANGE_RATIO = 4.0, 2.5  # of the picture, grey levels, and to the usual one
 
 
@@ -51,14 +52,16 @@ class RotatingReenactor(Protocol):
 class SceneGuard:
     """Mosaics a new scene whole until a face is found in it, for `settle_s` at most.
 
-    A scene is new at the start, after a cut and after a gap or a change of the picture's size. What a detector
+    A scene is new at the start, after a cut and after a gap or a change of the picture's size. A gap is what is long
+    against the usual time between two frames: a camera of two frames a second has none. What a detector
     misses there nobody has seen before, so nothing else could hide it. A change that is too small for a cut counts
     when the last face is lost with it: in a cut within one room, faces move and little else.
     """
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
-        self._since_s: float | None = None
+        self._since_s = -math.inf
+        self._step_s = 0.04
         self._is_settled = False
         self._last: tuple[float, tuple[int, ...]] | None = None
         self._changes = SceneCutDetector(
@@ -69,24 +72,34 @@ class SceneGuard:
         """A frame could not be analysed: it may have been the first of a scene."""
         self._last = None
 
-    def apply(self, analysed: AnalysedFrame) -> AnalysedFrame:
-        """Call on each frame, in order."""
+    def apply(self, analysed: AnalysedFrame, *, is_damaged: bool = False) -> AnalysedFrame:
+        """Call on each frame, in order. A damaged one shows nobody: its mosaics lie where faces were before."""
         now_s, shape = analysed.frame.pts_s, analysed.frame.image_rgb.shape
         last_s, last_shape = self._last or (-np.inf, shape)
-        is_new = analysed.is_cut or shape != last_shape or not 0 <= now_s - last_s <= _LONGEST_GAP_S
+        is_new = analysed.is_cut or shape != last_shape or self._is_gap(now_s - last_s)
         self._last = now_s, shape
         frame = analysed.frame
-        has_changed = self._changes.is_cut(frame.image_rgb, is_suspect=frame.is_suspect)
-        is_seen = any(not face.is_predicted for face in analysed.faces) or any(
-            redaction.track_id is not None for redaction in analysed.must_redact
-        )
+        has_changed = self._changes.is_cut(frame.image_rgb, is_suspect=is_damaged) and not is_damaged
+        is_seen = not is_damaged and _is_anybody_seen(analysed)
         if is_new or (has_changed and not is_seen):
             self._since_s, self._is_settled = now_s, False
         self._is_settled = self._is_settled or is_seen
-        if self._is_settled or self._since_s is None or now_s - self._since_s >= self._settle_s:
+        if self._is_settled or now_s - self._since_s >= self._settle_s:
             return analysed
         everything = whole_frame(analysed.frame, "late_detection")
         return replace(analysed, must_redact=(*analysed.must_redact, everything))
+
+    def _is_gap(self, step_s: float) -> bool:
+        is_gap = not 0 <= step_s <= max(_GAP_S, _GAP_STEPS * self._step_s)
+        if math.isfinite(step_s):
+            self._step_s += 0.2 * (min(max(step_s, 0.0), 1.0) - self._step_s)
+        return is_gap
+
+
+def _is_anybody_seen(analysed: AnalysedFrame) -> bool:
+    """Whether a face was found, be it one that is only to be mosaicked."""
+    is_found = any(not face.is_predicted for face in analysed.faces)
+    return is_found or any(redaction.track_id is not None for redaction in analysed.must_redact)
 
 
 class LiveAnalysis:
@@ -122,7 +135,7 @@ class LiveAnalysis:
         except Exception:
             self._guard.doubt()
             raise
-        return self._guard.apply(analysed)
+        return self._guard.apply(analysed, is_damaged=item.is_suspect)
 
     def close(self) -> None:
         """Closes the analysis."""
