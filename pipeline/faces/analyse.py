@@ -103,6 +103,8 @@ class Analyser:
         card: on which the other parts make their inputs; opened before them and closed after them.
     """
 
+    _last_s: float
+
     def __init__(
         self,
         options: AnalyseOptions | None = None,
