@@ -88,6 +88,7 @@ GPU_NETWORKS: dict[str, GpuNetwork] = {
             source="warp_motion",
             ranges={
                 "source_points": _batch(478, 3),
+                "second_points": _batch(478, 3),
                 "driving_points": _batch(478, 3),
                 "controls": _batch(108),
             },
@@ -98,6 +99,7 @@ GPU_NETWORKS: dict[str, GpuNetwork] = {
             source="warp_decode",
             ranges={
                 "image": _batch(3, 256, 256),
+                "second": _batch(3, 256, 256),
                 "features": _batch(48, 64, 64),
                 "details": _batch(16, 128, 128),
                 "grid_64": _batch(64, 64, 2),
@@ -105,6 +107,9 @@ GPU_NETWORKS: dict[str, GpuNetwork] = {
                 "grid_256": _batch(256, 256, 2),
                 "raster_64": _batch(16, 64, 64),
                 "raster_128": _batch(9, 128, 128),
+                "grid_face": _batch(144, 144, 2),
+                "grid_teeth": _batch(96, 144, 2),
+                "opening": _batch(1, 96, 144),
                 "controls": _batch(108),
             },
         ),

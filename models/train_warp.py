@@ -9,7 +9,7 @@ at run time. The carried weights are a running average of the trained ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,12 +57,15 @@ class WarpTraining(WarpLoop):
         )
         with autocast:
             features, details = self.source(b.image, b.source)
-        image, features, details, source = (
-            t.repeat_interleave(b.n_each, 0) for t in (b.image, features, details, b.source)
+        image, second, features, details, source, second_points = (
+            t.repeat_interleave(b.n_each, 0)
+            for t in (b.image, b.second, features, details, b.source, b.second_points)
         )
-        motion = self.model.motion(source, b.driving, b.controls)
+        motion = self.model.motion(source, second_points, b.driving, b.controls)
+        has_second = b.has_second.repeat_interleave(b.n_each)[:, None, None, None]
+        motion = replace(motion, opening=motion.opening * has_second)
         with autocast:
-            picture = self.decode(image, features, details, motion, b.controls)
+            picture = self.decode(image, second, features, details, motion, b.controls)
         return torch.as_tensor(picture).float()
 
     def terms(self, b: Batch) -> dict[str, Tensor]:

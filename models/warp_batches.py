@@ -24,6 +24,8 @@ class Batch:
 
     Attributes:
         image, source: (S, 3, H, W) of the sources, and their points (S, 478, 3).
+        second, second_points: the sources' second pictures and their points, of the same shapes.
+        has_second: (S,) 1, or 0 where a source is its own second picture.
         target, target_points: (S * V, 3, H', W') of the driving frames, and their points.
         driving: (S * V, 478, 3) the points that drive, true or predicted.
         controls: (S * V, 108) of the driving frame and of its source.
@@ -33,6 +35,9 @@ class Batch:
 
     image: Tensor
     source: Tensor
+    second: Tensor
+    second_points: Tensor
+    has_second: Tensor
     target: Tensor
     target_points: Tensor
     driving: Tensor
@@ -64,9 +69,16 @@ class Batcher:
     target_px: int = SIDE_PX
     device: str = "cpu"
 
-    def batch(self, sources: Sequence[tuple[int, int]], targets: Sequence[tuple[int, int, bool]]) -> Batch:
-        """Sources (person, view); targets (person, view, whether points are predicted), V for each source in turn."""
+    def batch(
+        self,
+        sources: Sequence[tuple[int, int]],
+        targets: Sequence[tuple[int, int, bool]],
+        seconds: Sequence[tuple[int, int]] | None = None,
+    ) -> Batch:
+        """Sources (person, view); targets (person, view, whether points are predicted), V for each source in turn;
+        the sources' second pictures (person, view), None: each person's last view."""
         p, each = self.pairs, len(targets) // len(sources)
+        seconds = seconds or [(person, p.images.shape[1] - 1) for person, _ in sources]
         source_of = [sources[i // each] for i in range(len(targets))]
         true = np.stack([unit(p.points[person, view]) for person, view, _ in targets])
         driving = true.copy()
@@ -87,6 +99,11 @@ class Batcher:
         return Batch(
             image=on_device(pictures(np.stack([p.images[s] for s in sources]), self.source_px)),
             source=on_device(np.stack([unit(p.points[s]) for s in sources])),
+            second=on_device(pictures(np.stack([p.images[s] for s in seconds]), self.source_px)),
+            second_points=on_device(np.stack([unit(p.points[s]) for s in seconds])),
+            has_second=on_device(
+                np.array([tuple(a) != tuple(b) for a, b in zip(sources, seconds, strict=True)])
+            ),
             target=on_device(pictures(np.stack([p.images[t[:2]] for t in targets]), self.target_px)),
             target_points=on_device(true),
             driving=on_device(driving),
@@ -107,13 +124,20 @@ class Drawer:
         """A batch, on the batcher's device."""
         c, (n_people, n_views) = self._c, self._batcher.pairs.images.shape[:2]
         people = rng.integers(n_people, size=c.people)
-        sources = np.where(rng.random(c.people) < c.other_source, rng.integers(n_views, size=c.people), 0)
-        rows = [self._row(int(p), int(s), rng) for p, s in zip(people, sources, strict=True)]
-        source = [(int(p), int(s)) for p, s in zip(people, sources, strict=True)]
-        return self._batcher.batch(source, [entry for row in rows for entry in row])
+        # the last view is the second source: to show it would be to copy it
+        n_shown = n_views - 1
+        others = rng.random(c.people) < c.other_source
+        views = np.where(others, rng.integers(n_shown, size=c.people), 0)
+        rows = [self._row(int(p), int(s), n_shown, rng) for p, s in zip(people, views, strict=True)]
+        sources = [(int(p), int(s)) for p, s in zip(people, views, strict=True)]
+        is_alone = rng.random(c.people) < c.without_second
+        seconds = [s if alone else (s[0], n_shown) for s, alone in zip(sources, is_alone, strict=True)]
+        return self._batcher.batch(sources, [entry for row in rows for entry in row], seconds)
 
-    def _row(self, person: int, source: int, rng: np.random.Generator) -> list[tuple[int, int, bool]]:
-        views = rng.permutation(self._batcher.pairs.images.shape[1])
+    def _row(
+        self, person: int, source: int, n_shown: int, rng: np.random.Generator
+    ) -> list[tuple[int, int, bool]]:
+        views = rng.permutation(n_shown)
         views = views[views != source][: self._c.views]
         return [(person, int(view), bool(rng.random() < self._c.predicted)) for view in views]
 

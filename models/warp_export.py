@@ -13,9 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from keyface.models.warp_mobile import N_CONTROLS, N_POINTS, Motion, WarpDecode, WarpMobile, WarpMotion
+from keyface.models.warp_second import COLUMNS, FACE_ROWS, TEETH_ROWS
 
 OPSET = 17
-MOTION_OUTPUTS = ("grid_64", "grid_128", "grid_256", "raster_64", "raster_128")
+MOTION_OUTPUTS = (
+    "grid_64", "grid_128", "grid_256", "raster_64", "raster_128", "grid_face", "grid_teeth", "opening",
+)  # fmt: skip
 _SMALLEST_HALVED = 64  # numbers: shorter constants stay in float32
 
 
@@ -26,9 +29,11 @@ class _Motion(nn.Module):
         super().__init__()
         self.motion = motion
 
-    def forward(self, source: Tensor, driving: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
-        m = self.motion(source, driving, controls)
-        return m.grid_64, m.grid_128, m.grid_256, m.raster_64, m.raster_128
+    def forward(
+        self, source: Tensor, second: Tensor, driving: Tensor, controls: Tensor
+    ) -> tuple[Tensor, ...]:
+        m = self.motion(source, second, driving, controls)
+        return tuple(getattr(m, name) for name in MOTION_OUTPUTS)
 
 
 class _Decode(nn.Module):
@@ -38,9 +43,11 @@ class _Decode(nn.Module):
         super().__init__()
         self.decode = decode
 
-    def forward(self, image: Tensor, features: Tensor, details: Tensor, *rest: Tensor) -> Tensor:
+    def forward(
+        self, image: Tensor, second: Tensor, features: Tensor, details: Tensor, *rest: Tensor
+    ) -> Tensor:
         *motion, controls = rest
-        return torch.as_tensor(self.decode(image, features, details, Motion(*motion), controls))
+        return torch.as_tensor(self.decode(image, second, features, details, Motion(*motion), controls))
 
 
 def export_warp(model: WarpMobile, folder: Path) -> dict[str, Path]:
@@ -51,16 +58,19 @@ def export_warp(model: WarpMobile, folder: Path) -> dict[str, Path]:
     controls = torch.zeros(1, 2 * N_CONTROLS)
     kept = torch.zeros(1, sizes.features, 64, 64), torch.zeros(1, sizes.details, 128, 128)
     grids = tuple(torch.zeros(1, side, side, 2) for side in (64, 128, 256))
+    columns = COLUMNS[1] - COLUMNS[0]
+    windows = tuple(torch.zeros(1, rows[1] - rows[0], columns, 2) for rows in (FACE_ROWS, TEETH_ROWS))
+    opening = torch.zeros(1, 1, TEETH_ROWS[1] - TEETH_ROWS[0], columns)
     rasters = torch.zeros(1, sizes.coarse, 64, 64), torch.zeros(1, sizes.fine + 1, 128, 128)
     graphs = {
         "warp_source": (model.source, (image, points), ("image", "points"), ("features", "details")),
         "warp_motion": (
-            _Motion(model.motion), (points, points, controls), ("source_points", "driving_points", "controls"),
-            MOTION_OUTPUTS,
+            _Motion(model.motion), (points, points, points, controls),
+            ("source_points", "second_points", "driving_points", "controls"), MOTION_OUTPUTS,
         ),
         "warp_decode": (
-            _Decode(model.decode), (image, *kept, *grids, *rasters, controls),
-            ("image", "features", "details", *MOTION_OUTPUTS, "controls"), ("picture",),
+            _Decode(model.decode), (image, image, *kept, *grids, *rasters, *windows, opening, controls),
+            ("image", "second", "features", "details", *MOTION_OUTPUTS, "controls"), ("picture",),
         ),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

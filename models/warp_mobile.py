@@ -4,12 +4,13 @@ FaceVid2Vid (Wang et al., 2021) with MediaPipe's 478 landmarks as keypoints. Thr
 is done once, and so that coordinates stay in float32 where the decoder runs in bfloat16:
 
     WarpSource: image, points -> features (64 px), details (128 px)         the appearance feature extractor
-    WarpMotion: source and driving points, controls -> sampling grids, rasters          the dense motion
-    WarpDecode: image, features, details, grids, rasters, controls -> picture           warp, occlusion, decoder
+    WarpMotion: source, second and driving points, controls -> sampling grids, rasters  the dense motion
+    WarpDecode: image, second, features, details, grids, rasters, controls -> picture   warp, occlusion, decoder
 
 Dense motion: each place takes the shift of the landmarks about it, by inverse distance, plus a learned rest. The
 same weights spread a learned vector of each landmark over the picture (the rasters), which tell the decoder where
-lips, teeth, lids and irises are to be. Occlusion: the decoder weighs the warped source against what it paints.
+lips, teeth, lids and irises are to be. Occlusion: the decoder weighs the warped source against what it paints, and
+lays over both what the second source picture shows and the first does not (`models.warp_second`).
 Only 2-D operators of opset 17; points and grids are in [-1, 1] across the crop, align_corners=False.
 """
 
@@ -20,6 +21,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from keyface.models.warp_second import (
+    FACE_ROWS,
+    TEETH_ROWS,
+    cut,
+    feather,
+    lip_opening,
+    put,
+    skull_transform,
+    teeth_grid,
+)
 
 N_POINTS, N_CONTROLS = 478, 54
 # landmarks whose surroundings are rastered finely: lips inside and out, lids, irises
@@ -61,17 +73,22 @@ class WarpSizes:
 
 @dataclass(frozen=True)
 class Motion:
-    """What WarpMotion gives: grids (N, r, r, 2) for r = 64, 128, 256, rasters (N, E, 64, 64), (N, G, 128, 128)."""
+    """What WarpMotion gives: grids (N, r, r, 2) for r = 64, 128, 256, rasters (N, E, 64, 64), (N, G, 128, 128); and
+    grids (N, h, w, 2) of the windows into which the second picture is laid, with the opening between the lips
+    (N, 1, h, w)."""
 
     grid_64: Tensor
     grid_128: Tensor
     grid_256: Tensor
     raster_64: Tensor
     raster_128: Tensor
+    grid_face: Tensor
+    grid_teeth: Tensor
+    opening: Tensor
 
 
 def warp(x: Tensor, grid: Tensor) -> Tensor:
-    """(N, C, h, w) sampled at grid (N, r, r, 2) -> (N, C, r, r)."""
+    """(N, C, h, w) sampled at grid (N, r, s, 2) -> (N, C, r, s)."""
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -95,7 +112,7 @@ class WarpSource(nn.Module):
 
     def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         fine = self.down1(image)
-        raster = self.spread(points, points)[1]
+        raster = self.spread((points,), points)[1]
         x = self.body(torch.cat([self.down2(fine), raster], 1))
         return self.features(torch.cat([x, self.deep(x)], 1)), self.details(fine)
 
@@ -105,7 +122,8 @@ class Spread(nn.Module):
 
         weight_k(p) = 1 / (|p - d_k|^2 + e^2)^2
 
-    Returns the shift to the source (N, 2, r, r), the raster (N, n, r, r) and how near landmarks are (N, 1, r, r).
+    Returns the shift to each source in turn (N, 2 S, r, r), the raster (N, n, r, r) and how near landmarks are
+    (N, 1, r, r).
     """
 
     places: Tensor
@@ -127,26 +145,28 @@ class Spread(nn.Module):
         self.vectors = nn.Parameter(0.5 * torch.randn(len(self.index), n))
 
     def forward(
-        self, source: Tensor, driving: Tensor, share: Tensor | None = None
+        self, sources: tuple[Tensor, ...], driving: Tensor, share: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """share (N, 478): how much each landmark counts, [0, 1]; None: all alike."""
-        s, d = source[:, self.index, :2], driving[:, self.index, :2]
+        d = driving[:, self.index, :2]
+        shifts = [source[:, self.index, :2] - d for source in sources]
         # |p - d|^2 + e^2 as one product (x, y, x^2 + y^2 + e^2, 1) . (-2 x, -2 y, 1, x^2 + y^2); few passes over
         # (N, r*r, K) are what makes this fast
         norm = (d * d).sum(2, keepdim=True)
         square = self.places_4 @ torch.cat([-2 * d, torch.ones_like(norm), norm], 2).transpose(1, 2)
         square = square.clamp_min(self.width**2)
         weight = 1 / (square * square)
-        values = torch.cat([s - d, self.vectors.expand(d.shape[0], -1, -1), torch.ones_like(norm)], 2)
+        values = torch.cat([*shifts, self.vectors.expand(d.shape[0], -1, -1), torch.ones_like(norm)], 2)
         if share is not None:
             values = values * share[:, self.index, None]
-        n = self.vectors.shape[1] + 3
+        n_shifts = 2 * len(shifts)
+        n = self.vectors.shape[1] + n_shifts + 1
         summed = (weight @ values).transpose(1, 2).reshape(d.shape[0], n, self.side, self.side)
         total = summed[:, -1:]
         spread = summed[:, :-1] / total
         # 1 at a landmark, a half at about twice the width from one that stands alone
         near = total * (2 * self.width) ** 4
-        return spread[:, :2], spread[:, 2:], near / (near + 1)
+        return spread[:, :n_shifts], spread[:, n_shifts:], near / (near + 1)
 
 
 def iris_share(driving: Tensor) -> Tensor:
@@ -162,9 +182,10 @@ def iris_share(driving: Tensor) -> Tensor:
 
 
 class WarpMotion(nn.Module):
-    """source_points, driving_points (N, 478, 3), controls (N, 108) -> Motion."""
+    """source_points, second_points, driving_points (N, 478, 3), controls (N, 108) -> Motion."""
 
     places_64: Tensor
+    places_128: Tensor
 
     def __init__(self, sizes: WarpSizes) -> None:
         super().__init__()
@@ -179,28 +200,41 @@ class WarpMotion(nn.Module):
         nn.init.normal_(self.rest.weight, std=1e-3)
         nn.init.zeros_(self.rest.bias)
 
-    def forward(self, source_points: Tensor, driving_points: Tensor, controls: Tensor) -> Motion:
+    def forward(
+        self, source_points: Tensor, second_points: Tensor, driving_points: Tensor, controls: Tensor
+    ) -> Motion:
         share = iris_share(driving_points)
-        shift, raster, near = self.coarse(source_points, driving_points, share)
+        sources = (source_points, second_points)
+        shifts, raster, near = self.coarse(sources, driving_points, share)
+        shift = shifts[:, :2]
         places = self.places_64.permute(0, 3, 1, 2).expand(shift.shape[0], -1, -1, -1)
         x = self.down(
             torch.cat([raster, 4 * shift, near, places, (4 * shift).square().sum(1, keepdim=True)], 1)
         )
         deep = self.middle(x + self.controls(controls)[:, :, None, None])
-        deep = F.interpolate(deep, scale_factor=2.0, mode="bilinear", align_corners=False)
-        rest = 0.15 * torch.tanh(self.rest(torch.cat([x, deep], 1)))  # 32 px
-        rest = F.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
-        shift_64 = shift + rest
-        fine_shift, fine_raster, fine_near = self.fine(source_points, driving_points, share)
-        coarse_128 = F.interpolate(shift_64, scale_factor=2.0, mode="bilinear", align_corners=False)
-        shift_128 = coarse_128 + fine_near * (fine_shift - coarse_128)
-        grid_128 = self.places_128 + shift_128.permute(0, 2, 3, 1)
-        grid_256 = F.interpolate(
-            grid_128.permute(0, 3, 1, 2), scale_factor=2.0, mode="bilinear", align_corners=False
-        )
+        rest = 0.15 * torch.tanh(self.rest(torch.cat([x, larger(deep)], 1)))  # 32 px
+        shift_64 = shift + larger(rest)
+        fine_shifts, fine_raster, fine_near = self.fine(sources, driving_points, share)
+        coarse_128 = larger(torch.cat([shift_64, shifts[:, 2:]], 1))
+        shifts_128 = coarse_128 + fine_near * (fine_shifts - coarse_128)
+        shift_128, second_128 = shifts_128[:, :2], shifts_128[:, 2:]
+        places_128 = self.places_128.permute(0, 3, 1, 2)
         grid_64 = self.places_64 + F.avg_pool2d(shift_128, 2).permute(0, 2, 3, 1)
+        grid_128 = places_128 + shift_128
+        grid_256 = larger(grid_128)
+        grid_face = larger(cut(places_128 + second_128, FACE_ROWS, 2))
+        places_256 = larger(places_128).permute(0, 2, 3, 1)
+        grid_teeth = teeth_grid(places_256, skull_transform(second_points, driving_points))
         fine_raster = torch.cat([fine_raster * fine_near, fine_near], 1)
-        return Motion(grid_64, grid_128, grid_256.permute(0, 2, 3, 1), raster, fine_raster)
+        return Motion(
+            grid_64, grid_128.permute(0, 2, 3, 1), grid_256.permute(0, 2, 3, 1), raster, fine_raster,
+            grid_face.permute(0, 2, 3, 1), grid_teeth, lip_opening(places_256, driving_points),
+        )  # fmt: skip
+
+
+def larger(x: Tensor) -> Tensor:
+    """Twice the side."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class Adapted(nn.Module):
@@ -220,7 +254,10 @@ class Adapted(nn.Module):
 
 
 class WarpDecode(nn.Module):
-    """image (N, 3, 256, 256), features, details, a Motion and controls (N, 108) -> picture (N, 3, 256, 256)."""
+    """image, second (N, 3, 256, 256), features, details, a Motion, controls (N, 108) -> picture (N, 3, 256, 256)."""
+
+    face_feather: Tensor
+    teeth_feather: Tensor
 
     def __init__(self, sizes: WarpSizes) -> None:
         super().__init__()
@@ -233,16 +270,18 @@ class WarpDecode(nn.Module):
         self.middle = nn.ModuleList([Adapted(z.middle, 64), Adapted(z.middle, 64)])
         self.up_128 = nn.Sequential(nn.Conv2d(z.middle, z.shallow * 4, 1), nn.PixelShuffle(2))
         self.shallow = nn.Sequential(
-            conv(z.shallow + z.details + z.fine + 1, z.shallow), conv(z.shallow, z.shallow)
+            conv(z.shallow + z.details + z.fine + 1 + 6, z.shallow), conv(z.shallow, z.shallow)
         )
-        self.paint = nn.Sequential(nn.Conv2d(z.shallow, 4 * 4, 3, 1, 1), nn.PixelShuffle(2))  # 256
+        self.paint = nn.Sequential(nn.Conv2d(z.shallow, 4 * 6, 3, 1, 1), nn.PixelShuffle(2))  # 256
+        self.register_buffer("face_feather", feather(FACE_ROWS), persistent=False)
+        self.register_buffer("teeth_feather", feather(TEETH_ROWS), persistent=False)
         # At first the warped source is the picture; what is painted over it is added, so that it learns from the
         # first step on, even where nothing of the source is to be replaced yet.
         nn.init.zeros_(self.paint[0].weight)
         nn.init.zeros_(self.paint[0].bias)
 
     def forward(
-        self, image: Tensor, features: Tensor, details: Tensor, m: Motion, controls: Tensor
+        self, image: Tensor, second: Tensor, features: Tensor, details: Tensor, m: Motion, controls: Tensor
     ) -> Tensor:
         condition = self.condition(controls)
         x = self.enter(torch.cat([warp(features, m.grid_64), m.raster_64], 1))
@@ -252,11 +291,22 @@ class WarpDecode(nn.Module):
         x = x + self.up(deep)
         for block in self.middle:
             x = block(x, condition)
-        fine = torch.cat([self.up_128(x), warp(details, m.grid_128), m.raster_128], 1)
-        conv_16, shuffle = self.paint
-        painted = conv_16(self.shallow(fine))  # (N, 16, 128, 128), four places of a channel in turn
-        keep = torch.sigmoid(painted[:, 12:] + 3.0)  # occlusion, [0, 1]: share of the warped source
-        return shuffle(keep) * warp(image, m.grid_256) + shuffle(painted[:, :12])
+        face, teeth = warp(second, m.grid_face), warp(second, m.grid_teeth)
+        layers = (face, FACE_ROWS), (teeth, TEETH_ROWS)
+        seen = [put(F.avg_pool2d(layer, 2), rows, 2) for layer, rows in layers]
+        fine = torch.cat([self.up_128(x), warp(details, m.grid_128), m.raster_128, *seen], 1)
+        conv_24, shuffle = self.paint
+        painted = conv_24(self.shallow(fine))  # (N, 24, 128, 128), four places of a channel in turn
+        keep = torch.sigmoid(painted[:, 12:16] + 3.0)  # occlusion, [0, 1]: share of the warped source
+        first = shuffle(keep) * warp(image, m.grid_256) + shuffle(painted[:, :12])
+        over = shuffle(painted[:, 16:]) - 2.0  # logits of the shares of the second picture's two layers
+        below = cut(first, FACE_ROWS)
+        share = torch.sigmoid(cut(over[:, :1], FACE_ROWS)) * self.face_feather
+        laid = below + share * (face - below)
+        upper, lower = laid[:, :, : TEETH_ROWS[0] - FACE_ROWS[0]], laid[:, :, TEETH_ROWS[0] - FACE_ROWS[0] :]
+        share = torch.sigmoid(cut(over[:, 1:], TEETH_ROWS) + 5.0 * m.opening) * self.teeth_feather
+        laid = torch.cat([upper, lower + share * (teeth - lower)], 2)
+        return first + put(laid - below, FACE_ROWS)
 
 
 class WarpMobile(nn.Module):
@@ -269,15 +319,23 @@ class WarpMobile(nn.Module):
         self.motion = WarpMotion(self.sizes)
         self.decode = WarpDecode(self.sizes)
 
-    def forward(self, image: Tensor, source: Tensor, driving: Tensor, controls: Tensor) -> Tensor:
-        """Source pictures (S, 3, 256, 256), their points (S, 478, 3); driving points (S * V, 478, 3) and controls
-        (S * V, 108), V for each source in turn -> pictures (S * V, 3, 256, 256)."""
+    def forward(
+        self,
+        image: Tensor,
+        source: Tensor,
+        second: Tensor,
+        second_points: Tensor,
+        driving: Tensor,
+        controls: Tensor,
+    ) -> Tensor:
+        """Source pictures and second ones (S, 3, 256, 256), their points (S, 478, 3); driving points (S * V, 478, 3)
+        and controls (S * V, 108), V for each source in turn -> pictures (S * V, 3, 256, 256)."""
         features, details = self.source(image, source)
         n = len(driving) // len(image)
-        image, features, details, source = (
-            t.repeat_interleave(n, 0) for t in (image, features, details, source)
+        image, second, features, details, source, second_points = (
+            t.repeat_interleave(n, 0) for t in (image, second, features, details, source, second_points)
         )
-        motion = self.motion(source, driving, controls)
-        picture = self.decode(image, features, details, motion, controls)
+        motion = self.motion(source, second_points, driving, controls)
+        picture = self.decode(image, second, features, details, motion, controls)
         assert isinstance(picture, Tensor)
         return picture

@@ -1,7 +1,8 @@
 """What the warping reenactor learns from: pictures of one person in many poses and expressions.
 
 The people are generated, so there is no end of them and nobody's face is among them; frames of clips fit the same
-form. A person's first view is the source frame: at rest, looking ahead.
+form. A person's first view is the source frame: at rest, looking ahead. The last one is the second source, which
+shows what the first cannot: teeth and closed lids.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from keyface.configs.errors import UsageError
 
 MAX_WARM_UP = 100  # steps
 _COUNTS = ("people", "views", "steps", "save_every")
-_SHARES = ("predicted", "other_source", "reading_from", "adversarial_from", "decay")
+_SHARES = ("predicted", "other_source", "without_second", "reading_from", "adversarial_from", "decay")
 _POSITIVE = ("lr", "critic_lr", "largest_gradient", "seconds")
 
 
@@ -23,6 +23,7 @@ class WarpSchedule:
         steps: length of the schedule; seconds: time budget of this call.
         predicted: share of driving frames whose points the keypoint model predicts.
         other_source: share of sources that are not the person at rest.
+        without_second: share of sources that are their own second picture, as where there is none.
         reading_from, adversarial_from: shares of the schedule at which these terms begin.
         decay: of the running average.
         largest_gradient: a longer one is shortened to this norm.
@@ -41,6 +42,7 @@ class WarpSchedule:
     seed: int = 0
     predicted: float = 0.3
     other_source: float = 0.25
+    without_second: float = 0.1
     pixel_weight: float = 4.0
     perceptual_weight: float = 1.0
     close_weight: float = 1.5

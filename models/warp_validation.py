@@ -42,8 +42,8 @@ def validate(
     """All views of people held out by the mobile network; see `validate_pictures`."""
 
     def render(b: Batch) -> Tensor:
-        image, source = (t.repeat_interleave(b.n_each, 0) for t in (b.image, b.source))
-        return torch.as_tensor(model(image, source, b.driving, b.controls))
+        sources = b.image, b.source, b.second, b.second_points
+        return torch.as_tensor(model(*sources, b.driving, b.controls))
 
     was_training = model.training
     model.eval()
@@ -54,7 +54,7 @@ def validate(
 
 @torch.no_grad()
 def validate_pictures(render: Render, batcher: Batcher, judges: Judges) -> Validation:
-    """All views of people held out, each from the person's first view.
+    """All views of people held out but the last, which is the second source, each from the person's first view.
 
     Figures: `lpips_points` by the true frame's points, `lpips` by predicted ones as at run time, `lpips_still` of the
     source unmoved; errors of yaw and pitch in degrees and correlations of what the product's own networks read off
@@ -78,7 +78,7 @@ def validate_pictures(render: Render, batcher: Batcher, judges: Judges) -> Valid
 
 
 def _one(render: Render, batcher: Batcher, judges: Judges, person: int) -> dict[str, Tensor]:
-    views = range(1, batcher.pairs.images.shape[1])
+    views = range(1, batcher.pairs.images.shape[1] - 1)
     true, told = (
         batcher.batch([(person, 0)], [(person, view, is_predicted) for view in views])
         for is_predicted in (False, True)

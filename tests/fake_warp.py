@@ -21,7 +21,9 @@ SHAPES = {
 _IMAGE, _POINTS, _CONTROLS = (1, 3, SIDE, SIDE), (1, N_POINTS, 3), (1, 108)
 _LOOK = {"features": (1, 2, 16, 16), "details": (1, 1, 32, 32)}
 _MOTION = {"grid_64": (1, 16, 16, 2), "grid_128": (1, 32, 32, 2), "grid_256": (1, SIDE, SIDE, 2),
-           "raster_64": (1, 2, 16, 16), "raster_128": (1, 2, 32, 32)}  # fmt: skip
+           "raster_64": (1, 2, 16, 16), "raster_128": (1, 2, 32, 32), "grid_face": (1, 24, 24, 2),
+           "grid_teeth": (1, 16, 24, 2),
+           "opening": (1, 1, 16, 24)}  # fmt: skip
 
 
 def specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
@@ -108,15 +110,18 @@ class WarpWorld(World):
         if name == "warp_source":
             inputs, outputs = {"image": _IMAGE, "points": _POINTS}, dict(_LOOK)
         elif name == "warp_motion":
-            inputs = {"source_points": _POINTS, "driving_points": _POINTS, "controls": _CONTROLS}
+            points = ("source_points", "second_points", "driving_points")
+            inputs = {**dict.fromkeys(points, _POINTS), "controls": _CONTROLS}
             outputs = dict(_MOTION)
         else:
-            inputs = {"image": _IMAGE, **_LOOK, **_MOTION, "controls": _CONTROLS}
+            inputs = {"image": _IMAGE, "second": _IMAGE, **_LOOK, **_MOTION, "controls": _CONTROLS}
             outputs = {"picture": _IMAGE}
 
         def run(given: Mapping[str, Any]) -> Mapping[str, Any]:
             self.seen[name].append({key: np.array(array) for key, array in given.items()})
             found = {key: np.zeros(shape, np.float32) for key, shape in outputs.items()}
+            if name == "warp_motion":
+                found["opening"][:] = 1
             if name == "warp_source":  # who it is
                 found["features"][:] = self.candidates[-1]
             if name == "warp_decode":

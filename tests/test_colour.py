@@ -43,6 +43,23 @@ def test_lips_are_no_redder_than_the_drivers_and_highlights_are_not_burnt() -> N
     assert lit[6, 18].mean() < 245 and lit[6, 18].sum() > lit[15, 18].sum() + 4
 
 
+def test_fair_hair_in_the_rim_does_not_burn_the_face_and_a_shaded_rim_does_not_dim_it() -> None:
+    n = 36
+    steps = np.linspace(-1, 1, n, dtype=np.float32)
+    uv, ones = np.stack(np.meshgrid(steps, steps), -1), np.ones((n, n), np.float32)
+    radius = np.linalg.norm(uv, axis=-1)
+    middle = radius < 0.5
+    skin = (radius > 0.6).astype(np.float32)  # eyes, nose and mouth are no skin
+    virtual = np.full((n, n, 3), (150, 115, 95), np.uint8)
+    for rim in ((235, 190, 165), (135, 104, 88)):
+        source = np.full((n, n, 3), (180, 140, 120), np.uint8)
+        source[radius > 0.6] = rim
+        light = fit_light(source, virtual, skin, ones, uv)
+        assert light is not None
+        off = np.log(light.apply(virtual, uv)[middle].mean() / source[middle].mean())
+        assert abs(off) < 0.12  # by the rim alone: 0.25 and more
+
+
 def test_light_needs_skin_in_view() -> None:
     n = 36
     grey = np.full((n, n, 3), 120, np.uint8)

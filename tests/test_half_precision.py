@@ -237,12 +237,19 @@ def _warp_feeds(models: Any, pictures: F32) -> dict[str, dict[str, F32]]:
     controls[:, :2] = 0.4, -0.2
     moved = points @ np.array([[0.97, 0, 0.24], [0, 1, 0], [-0.24, 0, 0.97]], np.float32)
     source = {"image": image, "points": points}
-    motion = {"source_points": points, "driving_points": moved, "controls": controls}
+    sources = {"source_points": points, "second_points": points}
+    motion = {**sources, "driving_points": moved, "controls": controls}
     with (
         OrtEngine(models.path("warp_source"), threads=1) as looks,
         OrtEngine(models.path("warp_motion"), threads=1) as moves,
     ):
-        decode = {"image": image, **looks.run(source), **moves.run(motion), "controls": controls}
+        decode = {
+            "image": image,
+            "second": image[::-1].copy(),
+            **looks.run(source),
+            **moves.run(motion),
+            "controls": controls,
+        }
     return {"warp_source": source, "warp_motion": motion, "warp_decode": decode}
 
 

@@ -118,7 +118,9 @@ def networks(move: Callable[[F32], F32]) -> WarpNetworks:
     """The network that decodes gives `move(image)`; keypoints turn with the pose only."""
     image, controls = spec("image", None, 3, 256, 256), spec("controls", None, 108)
     look = (spec("features", None, 4, 64, 64), spec("details", None, 2, 128, 128))
-    points = tuple(spec(name, None, 478, 3) for name in ("source_points", "driving_points"))
+    second = spec("second", None, 3, 256, 256)
+    names = ("source_points", "second_points", "driving_points")
+    points = tuple(spec(name, None, 478, 3) for name in names)
     motion = (
         *(spec(f"grid_{side}", None, side, side, 2) for side in (64, 128, 256)),
         spec("raster_64", None, 3, 64, 64),
@@ -130,7 +132,9 @@ def networks(move: Callable[[F32], F32]) -> WarpNetworks:
         KeypointModel(tensors),
         FakeEngine((image, spec("points", None, 478, 3)), look),
         FakeEngine((*points, controls), motion),
-        FakeEngine((image, *look, *motion, controls), (picture,), lambda x: {"picture": move(x["image"])}),
+        FakeEngine(
+            (image, second, *look, *motion, controls), (picture,), lambda x: {"picture": move(x["image"])}
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from test_evaluate import write_clip
 
 from keyface.configs.errors import UsageError
 from keyface.models.warp_pairs import Pairs, View, load_pairs, make_pairs
+from keyface.pipeline.face import BLENDSHAPE_NAMES
 from keyface.pipeline.faces.canonical import CANONICAL_XYZ
 from keyface.pipeline.faces.geometry import pose_from_mesh, rotation_from_ypr
 from keyface.pipeline.reenact.keypoints import _SHAPES, KeypointModel
@@ -162,11 +163,11 @@ def test_validation_has_figures_a_grid_and_curves(folder: Path, tmp_path: Path) 
         found.figures
     )
     assert found.figures["lpips_still"] == pytest.approx(
-        np.mean([np.abs(i[1:].astype(float) - i[:1]).mean() / 127.5 for i in held.images]), rel=1e-3
+        np.mean([np.abs(i[1].astype(float) - i[0]).mean() / 127.5 for i in held.images]), rel=1e-3
     )
     write_grid(tmp_path / "grid.png", found)
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (7 * 128, 2 * 128)  # the source, and three for each of two views
+        assert grid.size == (4 * 128, 2 * 128)  # the source, and three for the view that is no source
     write_history(
         tmp_path / "losses.csv", [{"step": 25.0, "pixel": 2.0}, {"step": 50.0, "pixel": 1.0, "close": 1.0}]
     )
@@ -180,7 +181,7 @@ def test_validation_has_figures_a_grid_and_curves(folder: Path, tmp_path: Path) 
     ("words", "sentence"),
     [
         (["pairs", "--people", "0"], "--people: got 0"),
-        (["pairs", "--views", "1"], "--views: got 1"),
+        (["pairs", "--views", "2"], "--views: got 2"),
         (["pairs", "--controls", "none.npy"], "cannot be read as controls"),
         (["pairs", "--clips", "nowhere"], "There is no clip in the folders given."),
         (["keypoints", "--pairs", "nowhere"], "keyface train pairs"),
@@ -256,11 +257,14 @@ def test_generated_people_make_faces(models: Any, tmp_path: Path, capsys: pytest
     found: Pairs = load_pairs(tmp_path / "pairs")
     assert found.images.shape == (2, 3, 256, 256, 3) and found.images.std() > 30
     assert np.abs(found.controls[:, 0, :2] * 30).max() < 12  # the first view looks ahead
+    jaw, lids = 2 + BLENDSHAPE_NAMES.index("jawOpen"), 2 + BLENDSHAPE_NAMES.index("eyeBlinkLeft")
+    for column in (jaw, lids):  # the last one laughs with closed eyes
+        assert (found.controls[:, -1, column] > found.controls[:, 0, column] + 0.1).all()
     assert len({found.images[i, j].tobytes() for i in range(2) for j in range(3)}) == 6
-    words = ("pairs", "--out", tmp_path / "large", "--people", "1", "--views", "2", "--seed", "5")
+    words = ("pairs", "--out", tmp_path / "large", "--people", "1", "--views", "3", "--seed", "5")
     train(capsys, *words, "--samples", samples, "--controls", controls, "--side", "512")
     twice = load_pairs(tmp_path / "large")
-    assert twice.images.shape == (1, 2, 512, 512, 3)
+    assert twice.images.shape == (1, 3, 512, 512, 3)
     # the same person by the larger generator, her points in the same pixels
     assert np.abs(twice.points[0, 0, :, :2] - found.points[0, 0, :, :2]).mean() < 3
     assert np.abs(twice.images[0, 0, ::2, ::2].astype(float) - found.images[0, 0]).mean() < 12

@@ -90,9 +90,8 @@ def test_less_precision_in_the_decoder_keeps_the_picture(untrained: Store) -> No
         for spec in exact.inputs.values():
             shape = [1, *spec.shape[1:]]
             if spec.name.startswith("grid"):
-                side = int(shape[1])
-                axis = (np.arange(side) + 0.5) / side * 2 - 1
-                grid = np.stack(np.meshgrid(axis, axis), 2)[None] * 0.93 + 0.021
+                y_axis, x_axis = ((np.arange(side) + 0.5) / side * 2 - 1 for side in map(int, shape[1:3]))
+                grid = np.stack(np.meshgrid(x_axis, y_axis), 2)[None] * 0.93 + 0.021
                 feed[spec.name] = grid.astype(np.float32)
             else:
                 feed[spec.name] = random.uniform(-1, 1, shape).astype(np.float32)

@@ -30,21 +30,23 @@ def feeds(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     driving = np.concatenate([points(8.0 * i - 10).numpy() for i in range(n)])
     return {
         "image": rng.uniform(-1, 1, (n, 3, 256, 256)).astype(np.float32), "points": source,
-        "source_points": source, "driving_points": driving,
+        "second": rng.uniform(-1, 1, (n, 3, 256, 256)).astype(np.float32),
+        "source_points": source, "second_points": np.concatenate([points(2.0).numpy()] * n),
+        "driving_points": driving,
         "controls": rng.uniform(0, 1, (n, 108)).astype(np.float32),
     }  # fmt: skip
 
 
 def test_landmarks_that_stay_shift_nothing() -> None:
     with torch.no_grad():
-        shift, raster, near = Spread(64, COARSE_POINTS, 4)(points(), points())
+        shift, raster, near = Spread(64, COARSE_POINTS, 4)((points(),), points())
     assert shift.abs().max() < 1e-6
     assert raster.shape == (1, 4, 64, 64) and float(near.min()) >= 0 and float(near.max()) <= 1
 
 
 def test_all_landmarks_moved_alike_shift_every_place_alike() -> None:
     moved = points() + torch.tensor([0.1, -0.05, 0.0])
-    shift, _, _ = Spread(64, COARSE_POINTS, 4)(points(), moved)
+    shift, _, _ = Spread(64, COARSE_POINTS, 4)((points(),), moved)
     assert (shift[0, 0] + 0.1).abs().max() < 1e-5
     assert (shift[0, 1] - 0.05).abs().max() < 1e-5
 
@@ -52,11 +54,21 @@ def test_all_landmarks_moved_alike_shift_every_place_alike() -> None:
 def test_at_a_landmark_its_own_shift_counts() -> None:
     source, driving = points(), points(15.0)
     spread = Spread(128, FINE_POINTS, 4, width=0.005)
-    shift, _, _ = spread(source, driving)
+    shift, _, _ = spread((source,), driving)
     corner = 33  # the outer corner of an eye stands alone
     x, y = ((driving[0, corner, :2] + 1) * 64 - 0.5).round().long().tolist()
     wanted = (source - driving)[0, corner, :2]
     assert (shift[0, :, y, x] - wanted).abs().max() < 0.03
+
+
+def test_of_two_sources_each_has_its_own_shift() -> None:
+    one, other, driving = points(), points(9.0, -4.0), points(15.0)
+    spread = Spread(64, COARSE_POINTS, 4)
+    both, raster, near = spread((one, other), driving)
+    for part, source in ((both[:, :2], one), (both[:, 2:], other)):
+        alone = spread((source,), driving)
+        assert (part - alone[0]).abs().max() < 1e-5
+        assert torch.equal(near, alone[2]) and (raster - alone[1]).abs().max() < 1e-5
 
 
 def test_an_untrained_network_follows_the_mesh() -> None:
@@ -69,7 +81,7 @@ def test_an_untrained_network_follows_the_mesh() -> None:
     x, y = ((source[0, cheek, :2] + 1) * 128 - 0.5).round().long().tolist()
     image[:, :, y - 3 : y + 4, x - 3 : x + 4] = 1.0
     with torch.no_grad():
-        motion = model.motion(source, driving, torch.zeros(1, 108))
+        motion = model.motion(source, source, driving, torch.zeros(1, 108))
         moved = warp(image, motion.grid_256)[0, 0]
     rows, columns = torch.nonzero(moved > 0.0, as_tuple=True)
     found = torch.stack([columns.float().mean(), rows.float().mean()])
@@ -97,7 +109,8 @@ def test_the_exported_graphs_give_what_torch_gives_for_any_number_of_faces(tmp_p
         known = run("warp_decode", run("warp_motion", run("warp_source", feeds(n))))
         given = {k: torch.from_numpy(v) for k, v in feeds(n).items()}
         with torch.no_grad():
-            wanted = model(given["image"], given["points"], given["driving_points"], given["controls"])
+            sources = [given[name] for name in ("image", "points", "second", "second_points")]
+            wanted = model(*sources, given["driving_points"], given["controls"])
         assert known["picture"].shape == (n, 3, 256, 256)
         assert known["picture"] == pytest.approx(wanted.numpy(), abs=2e-3)
     for path in files.values():

@@ -10,13 +10,16 @@ import numpy as np
 
 from keyface.models.train_motion import WantedMotions
 from keyface.models.warp_pairs import SIDE_PX, View
-from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.face import BLENDSHAPE_NAMES, F32, FaceMesh
 from keyface.pipeline.faces.align import FFHQ_BOX, align_ffhq_mesh
 from keyface.pipeline.faces.detect import YuNetDetector
 from keyface.pipeline.faces.landmarks import Landmarker
 from keyface.pipeline.frame import ImageRgb
 from keyface.pipeline.reenact.motion import amplified, controls_of
 from keyface.pipeline.reenact.puppet import Puppet
+from keyface.pipeline.reenact.warp_puppet import laughing
+
+_JAW_OPEN = 2 + BLENDSHAPE_NAMES.index("jawOpen")
 
 
 class GeneratedPerformer:
@@ -51,6 +54,8 @@ class GeneratedPerformer:
         motions = WantedMotions(self._wanted, rng).draw(self._views).numpy()
         motions[:, 2:] = np.stack([amplified(row[2:], self._resting) for row in motions])
         motions[0] = np.concatenate([np.zeros(2, np.float32), self._resting])
+        motions[-1] = laughing(self._resting)
+        motions[-1, 2:] = amplified(motions[-1, 2:], self._resting)
         return [_view(*self._puppet.show(person, row, None), self._side_px) for row in motions]
 
 
@@ -61,8 +66,11 @@ class ClipPerformer:
         self._detector, self._landmarker, self._side_px = detector, landmarker, side_px
 
     def views(self, frames: list[ImageRgb]) -> list[View | None]:
-        """A view of the largest face of each frame."""
-        return [self._align(frame) for frame in frames]
+        """A view of the largest face of each frame; that with the widest open mouth comes last."""
+        views = [self._align(frame) for frame in frames]
+        openness = [-1.0 if view is None else float(view.controls[_JAW_OPEN]) for view in views]
+        last = int(np.argmax(openness[1:])) + 1 if len(views) > 1 else 0
+        return [*views[:last], *views[last + 1 :], views[last]]
 
     def _align(self, image_rgb: ImageRgb) -> View | None:
         found = self._detector.detect(image_rgb)

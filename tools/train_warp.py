@@ -41,8 +41,10 @@ def pairs(args: argparse.Namespace) -> dict[str, Any]:
 
     from keyface.models.warp_pairs import make_pairs
 
-    if args.views < 2:
-        raise UsageError(f"--views: got {args.views}, want 2 or more.")
+    if args.views < 3:
+        raise UsageError(
+            f"--views: got {args.views}, want 3 or more: at rest, laughing, and some to learn from."
+        )
     performers = _clips(args) if args.clips else _generated(args)
     with performers as perform, tqdm(total=args.people, unit="person", disable=args.quiet) as bar:
         done = make_pairs(

@@ -30,6 +30,7 @@ _RIDGE = np.array([1e-3, 2.0, 2.0, 12.0, 12.0, 12.0])
 _MAX_GAIN = 1.6  # log limits: overall (a factor 5 either way),
 _MAX_TINT = 0.45  # of one channel against the mean of the three,
 _MAX_SLOPE = 0.6  # and of the light's change from the centre to the rim
+_MIDDLE, _LEVELLING, _MAX_LEVELLING = 0.6, 0.8, 0.35  # of the face's radius, of what is off, log
 _CONTRAST = (0.55, 1.05)
 _SATURATION = (0.55, 1.1)
 _WHITE_TINT = 0.5  # share of the tint that teeth and the whites of the eyes take: they have no skin colour
@@ -139,10 +140,27 @@ def fit_light(source_rgb: ImageRgb, virtual_rgb: ImageRgb, skin: F32, face: F32,
         robust = w / (1 + (residual / scale) ** 2)  # Cauchy weights: glasses, beards and hair count little
     pivot = robust @ virtual[seen] / robust.sum()
     plain = Light(_limit(coefficients), 1.0, 1.0, 1.0, pivot, _NO_LIMIT)
+    plain = _levelled(plain, source, virtual_rgb, face, uv)
     gain = float(np.exp(plain.coefficients[0].mean()))
     inside = face > 0.8
     own, lit = source[inside], plain.apply(virtual_rgb, uv)[inside].astype(np.float64)
     return Light(plain.coefficients, *_liveliness(own, lit), pivot, _chroma_range(own) / gain)
+
+
+def _levelled(light: Light, source: F64, virtual_rgb: ImageRgb, face: F32, uv: F32) -> Light:
+    """The light, with the middle of the face as bright as the source's.
+
+    The fit sees cheeks and rim, where fair hair may pass for skin and a lamp in front leaves shadows; eyes, nose
+    and mouth are in the middle of every face, so there medians compare like with like.
+    """
+    middle = (face > 0.8) & (np.linalg.norm(uv, axis=-1) < _MIDDLE)
+    if int(middle.sum()) < MIN_SAMPLES:
+        return light
+    lit = light.apply(virtual_rgb, uv)[middle]
+    own, shown = (float(np.median(np.log(levels.mean(-1) + _FLOOR))) for levels in (source[middle], lit))
+    coefficients = light.coefficients.copy()
+    coefficients[0] += np.clip(_LEVELLING * (own - shown), -_MAX_LEVELLING, _MAX_LEVELLING)
+    return Light(_limit(coefficients), 1.0, 1.0, 1.0, light.pivot_rgb, _NO_LIMIT)
 
 
 def _ycc(rgb: F64) -> F64:

@@ -1,7 +1,8 @@
-"""The warping reenactor: one rendering of the virtual person, moved.
+"""The warping reenactor: two renderings of the virtual person, moved.
 
 Per person once: the generator renders the person at rest, looking ahead; `warp_source` makes features of that
-picture and of the mesh in it. Per frame: the person's own keypoints with the wanted pose and expression
+picture and of the mesh in it. A second rendering, laughing with closed eyes, shows what the first cannot: teeth and
+lids. Per frame: the person's own keypoints with the wanted pose and expression
 (`KeypointModel.driving`, eq. 1-4 of FaceVid2Vid) -> `warp_motion`, what goes where, in float32 -> `warp_decode`,
 warp, occlusion and decoder -> the picture. Nothing of the driver gets here but 54 controls.
 
@@ -12,15 +13,15 @@ is not finite raises, and then all faces of the frame are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from keyface.configs.errors import EngineError
-from keyface.pipeline.face import F32, FaceMesh
+from keyface.pipeline.face import BLENDSHAPE_NAMES, F32, FaceMesh
 from keyface.pipeline.frame import ImageRgb, RedactionReason
-from keyface.pipeline.reenact.keypoints import KeypointModel, SourceShape
+from keyface.pipeline.reenact.keypoints import KeypointModel, SourceShape, unit_points
 from keyface.pipeline.reenact.motion import POSE_SCALE_DEG, MotionMap
 from keyface.pipeline.reenact.puppet import Actor, Person, Puppet, ReenactEngines, pixels_of
 
@@ -29,6 +30,17 @@ Run = Callable[[Mapping[str, F32]], Mapping[str, F32]]  # of a network: its inpu
 SIDE_PX = 256
 # Yaw and pitch: what `ReenactOptions` lets through, with both corrections at their most.
 _MAX_ASKED = np.array([60.0, 50.0], np.float32) / POSE_SCALE_DEG
+# The second picture's blendshapes, both sides alike: as open as shows both rows of teeth of most people.
+_LAUGH = {"jawOpen": 0.5, "mouthSmile": 0.6, "mouthUpperUp": 0.5, "mouthLowerDown": 0.5, "eyeBlink": 1.0}
+
+
+def laughing(resting: F32) -> F32:
+    """(54,) controls of the second source picture: those of `resting` (52,), laughing with closed eyes."""
+    blendshapes = resting.copy()
+    for column, name in enumerate(BLENDSHAPE_NAMES):
+        part = name.removesuffix("Left").removesuffix("Right")
+        blendshapes[column] = _LAUGH.get(part, blendshapes[column])
+    return np.concatenate([np.zeros(2, np.float32), blendshapes]).astype(np.float32)
 
 
 def make_actor(
@@ -53,15 +65,19 @@ class WarpSource:
 
     Attributes:
         shape: the person's keypoints in the source picture.
-        points: (1, 478, 3) those of `shape`, for `warp_motion`.
+        points: (1, 478, 3) those of `shape`, for `warp_motion`; second_points: those of the second picture.
         seen: the source picture, uint8 (256, 256, 3), and the mesh in it.
-        look: what `warp_decode` gets in each frame: `image` (1, 3, 256, 256) [-1, 1], `features`, `details`.
+        look: what `warp_decode` gets in each frame: `image`, `second` (1, 3, 256, 256) [-1, 1], `features`,
+            `details`. Where there is no second picture the first is its own.
+        has_second: False: none was asked for yet. None: one was, and showed no face.
     """
 
     shape: SourceShape
     points: F32
+    second_points: F32
     seen: tuple[ImageRgb, FaceMesh]
     look: Mapping[str, F32]
+    has_second: bool | None = False
 
 
 class WarpPuppet:
@@ -74,12 +90,14 @@ class WarpPuppet:
             raise ValueError("warp puppet: got no engines that warp")
         self._renderer, self._warp, self._keypoints = Puppet(engines, motion), engines.warp, keypoints
         self._at_rest = np.concatenate([np.zeros(2, np.float32), resting]).astype(np.float32)
+        self._laughing = laughing(resting)
+        self._laughing[2:] = self._renderer.ask(self._laughing[2:], resting)
         # A reason: there is nothing to show this person from. Goes with the person.
         self._sources: WeakKeyDictionary[Person, WarpSource | RedactionReason] = WeakKeyDictionary()
 
     def meet(self, w: F32) -> Person | None:
-        """See `Actor`. What the person is shown from is made when it is first shown: a live picture waits for one
-        rendering a frame, not for two."""
+        """See `Actor`. What the person is shown from is made when it is first shown, and the second picture when it
+        is shown again: a live picture waits for one rendering a frame, not for three."""
         return self._renderer.meet(w)
 
     def ask(self, blendshapes: F32, rest: F32) -> F32:
@@ -99,6 +117,8 @@ class WarpPuppet:
         source = self._sources.get(person)
         if source is None:
             source = self._sources[person] = self._source(person)
+        elif isinstance(source, WarpSource) and source.has_second is False:
+            source = self._sources[person] = self._with_second(person, source)
         if isinstance(source, str):
             return source
         driving = self._keypoints.driving(source.shape, wanted)
@@ -132,15 +152,29 @@ class WarpPuppet:
             return "reenactment_failed"
         return look_at_source(self._warp.source.run, shape, crop, mesh)
 
+    def _with_second(self, person: Person, source: WarpSource) -> WarpSource:
+        """A face that cannot be found in the second picture leaves the first alone: softer teeth, nothing worse."""
+        crop, mesh = self._renderer.show(person, self._laughing, source.seen[1])
+        if mesh is None or not np.isfinite(mesh.points_xyz).all():
+            return replace(source, has_second=None)
+        look = {**source.look, "second": _unit_image(crop)}
+        points = unit_points(mesh.points_xyz, crop.shape[0])[None]
+        return replace(source, second_points=points, look=look, has_second=True)
+
 
 def look_at_source(run: Run, shape: SourceShape, crop_rgb: ImageRgb, mesh: FaceMesh) -> WarpSource:
     """What a picture uint8 (256, 256, 3) is moved from; run: of `warp_source`. Raises EngineError when the features
     are missing or not finite."""
-    image = np.ascontiguousarray((crop_rgb.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1))[None]
-    points = shape.points[None]
+    image, points = _unit_image(crop_rgb), shape.points[None]
     made = run({"image": image, "points": points})
     features = {name: _finite(made, name) for name in ("features", "details")}
-    return WarpSource(shape, points, (crop_rgb, mesh), {"image": image, **features})
+    look = {"image": image, "second": image, **features}
+    return WarpSource(shape, points, points, (crop_rgb, mesh), look)
+
+
+def _unit_image(crop_rgb: ImageRgb) -> F32:
+    """(1, 3, S, S), [-1, 1]."""
+    return np.ascontiguousarray((crop_rgb.astype(np.float32) / 127.5 - 1.0).transpose(2, 0, 1))[None]
 
 
 def moved_picture(
@@ -149,8 +183,14 @@ def moved_picture(
     """uint8 (256, 256, 3): the source with controls `wanted` (54,) and keypoints `driving` (478, 3); by `warp_motion`
     and `warp_decode`. Raises EngineError when the picture is not finite."""
     controls = np.concatenate([wanted, source.shape.controls])[None].astype(np.float32)
-    points = {"source_points": source.points, "driving_points": driving[None]}
-    motion = run_motion({**points, "controls": controls})
+    points = {
+        "source_points": source.points,
+        "second_points": source.second_points,
+        "driving_points": driving[None],
+    }
+    motion = dict(run_motion({**points, "controls": controls}))
+    if not source.has_second and "opening" in motion:
+        motion["opening"] = np.zeros_like(motion["opening"])  # no teeth to lay there
     picture = run_decode({**source.look, **motion, "controls": controls})["picture"][0]
     return pixels_of(picture, "warp_decode")
 
