@@ -58,3 +58,11 @@ def test_a_second_picture_without_a_face_is_left_out_and_not_tried_again(
     for run in world.seen["warp_decode"]:
         np.testing.assert_array_equal(run["second"], run["image"])
         assert (run["opening"] == 0).all(), "no teeth to lay there"
+
+
+def test_the_second_picture_can_wait_until_nobody_waits_for_it(puppet: WarpPuppet, world: WarpWorld) -> None:
+    person = meet(puppet, world)
+    puppet.shows_before_second = 8
+    for n_shown in range(1, 12):
+        puppet.show(person, AT_REST, None)
+        assert world.runs()["generator"] == (1 if n_shown < 9 else 2)

@@ -29,11 +29,13 @@ from keyface.pipeline.reenact.likeness import Likeness
 from keyface.pipeline.reenact.mirror import pose_missed
 from keyface.pipeline.reenact.motion import POSE_SCALE_DEG, MotionMap, controls_of, transfer
 from keyface.pipeline.reenact.puppet import Actor, Person, ReenactEngines, Rendered, Role
-from keyface.pipeline.reenact.warp_puppet import make_actor
+from keyface.pipeline.reenact.warp_puppet import WarpPuppet, make_actor
 
 _MOVED = 0.2  # largest change of a control (a pose of 6 degrees, a fifth of a blink) that an old rendering may miss
 _LATEST_RENDER = 4  # frames that a rendering is shown at most
 _FORGET_S = 60.0  # roles of tracks not seen for that long
+# Casting shows a person twice and rehearses six times; the second picture of a live one waits for what comes after.
+_LIVE_SHOWS_BEFORE_SECOND = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,8 @@ class Reenactor:
                 role.forget_motion()
         self._n_frames += 1
         self._n_steps = 0
+        if isinstance(self._puppet, WarpPuppet):
+            self._puppet.shows_before_second = _LIVE_SHOWS_BEFORE_SECOND if self.pace.is_stepwise else 1
         self._forget(item)
         virtual: list[VirtualFace] = []
         redactions: list[Redaction] = []

@@ -81,7 +81,12 @@ class WarpSource:
 
 
 class WarpPuppet:
-    """`Actor`: renders a person once and warps that picture for each frame. See `make_actor`."""
+    """`Actor`: renders a person once and warps that picture for each frame. See `make_actor`.
+
+    Attributes:
+        shows_before_second: after how many the second picture is made. In a live picture late enough that no frame in
+            which somebody is tried waits for it.
+    """
 
     def __init__(
         self, engines: ReenactEngines, motion: MotionMap, resting: F32, keypoints: KeypointModel
@@ -94,6 +99,8 @@ class WarpPuppet:
         self._laughing[2:] = self._renderer.ask(self._laughing[2:], resting)
         # A reason: there is nothing to show this person from. Goes with the person.
         self._sources: WeakKeyDictionary[Person, WarpSource | RedactionReason] = WeakKeyDictionary()
+        self._n_shown: WeakKeyDictionary[Person, int] = WeakKeyDictionary()
+        self.shows_before_second = 1
 
     def meet(self, w: F32) -> Person | None:
         """See `Actor`. What the person is shown from is made when it is first shown, and the second picture when it
@@ -117,7 +124,7 @@ class WarpPuppet:
         source = self._sources.get(person)
         if source is None:
             source = self._sources[person] = self._source(person)
-        elif isinstance(source, WarpSource) and source.has_second is False:
+        elif isinstance(source, WarpSource) and source.has_second is False and self._is_second_due(person):
             source = self._sources[person] = self._with_second(person, source)
         if isinstance(source, str):
             return source
@@ -151,6 +158,10 @@ class WarpPuppet:
         except ValueError:  # the mesh is not finite or has no extent
             return "reenactment_failed"
         return look_at_source(self._warp.source.run, shape, crop, mesh)
+
+    def _is_second_due(self, person: Person) -> bool:
+        self._n_shown[person] = self._n_shown.get(person, 0) + 1
+        return self._n_shown[person] >= self.shows_before_second
 
     def _with_second(self, person: Person, source: WarpSource) -> WarpSource:
         """A face that cannot be found in the second picture leaves the first alone: softer teeth, nothing worse."""
